@@ -144,7 +144,7 @@ def test_a_word_leads_to_the_command_that_is_meant(run: Run, word: str, meant: l
 
 
 @pytest.mark.parametrize("words", ["check", "prune", "quarantine list", "quarantine purge nothing"])
-def test_what_is_printed_works_on_the_same_store(run: Run, models: Store, words: str) -> None:
+def test_a_printed_command_works_on_the_same_store(run: Run, models: Store, words: str) -> None:
     models.model()
     told = run("--store", str(models.path), *words.split()).stderr.decode()
     (command,) = re.findall(r"^  -> (.*)$", told, re.MULTILINE)

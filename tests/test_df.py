@@ -144,7 +144,7 @@ STORES = [of_everything, hard_links, symlinks, sparse, deep, odd_names, no_files
 
 
 @pytest.mark.parametrize("make", STORES)
-def test_it_adds_up_to_what_du_counts_and_writes_nothing(
+def test_df_adds_up_to_du_and_writes_nothing(
     run: Run, models: Store, make: Callable[[Store], None]
 ) -> None:
     make(models)
@@ -155,7 +155,7 @@ def test_it_adds_up_to_what_du_counts_and_writes_nothing(
 
 
 @pytest.mark.parametrize("name", ["blobs", "manifests"])
-def test_what_lies_behind_a_linked_folder_is_counted_and_reported(
+def test_df_counts_and_reports_files_behind_a_linked_folder(
     run: Run, models: Store, name: str
 ) -> None:
     of_everything(models)

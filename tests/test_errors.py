@@ -135,7 +135,7 @@ def test_a_disk_that_fails(full: Store, tmp_path: Path, where: str, command: str
 
 @needs_strace
 @pytest.mark.parametrize("command", ["audit", "repair -n", "clean -n", "status"])
-def test_what_fails_without_a_path_is_not_the_output(
+def test_an_error_without_a_path_is_not_blamed_on_the_output(
     full: Store, tmp_path: Path, command: str
 ) -> None:
     """Python names no path where the kernel does not say how large a file system is."""
@@ -179,7 +179,9 @@ sys.exit(main(["demo"]))
     assert "interrupted" in said(done, 130)
 
 
-def test_what_can_not_be_loaded(full: Store, tmp_path: Path) -> None:
+def test_a_module_that_can_not_be_loaded_is_reported_without_a_traceback(
+    full: Store, tmp_path: Path
+) -> None:
     broken = tmp_path / "broken"
     broken.mkdir()
     (broken / "click.py").write_text("import no_such_module_anywhere\n")

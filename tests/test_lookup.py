@@ -96,7 +96,7 @@ def test_offline_asks_nobody(call: Call, named: str, partial: str, registry: Reg
 
 
 @pytest.mark.parametrize("command", ["repair", "reset"])
-def test_what_nothing_knows_is_wrong_usage(
+def test_a_model_that_neither_store_nor_registry_knows_is_wrong_usage(
     call: Call, registry: Registry, command: str, models: Store
 ) -> None:
     told = call(command, "--yes", f"{registry.host}/library/none:1b", code=2)
@@ -138,7 +138,9 @@ def test_reset_of_a_model_that_is_not_here(call: Call, named: str) -> None:
     assert "there is no download to forget" in call("reset", "--yes", named)
 
 
-def test_what_is_queued_is_looked_up_without_a_word(call: Call, named: str, partial: str) -> None:
+def test_repair_without_arguments_looks_up_queued_models(
+    call: Call, named: str, partial: str
+) -> None:
     call("queue", "add", named)
     call("repair", "--yes")
     assert download(call)["models"] == [named]

@@ -10,7 +10,7 @@ from .support.notation import MB, Store
 @pytest.mark.parametrize(
     "parts", ["0:2 -:3 {}:1", "1:2 E:0 3:3", "-:2 -:0 -:1", "2:- 3:- 0:-", "100:3 -1:0 x:2"]
 )
-def test_what_is_made_is_what_is_shown(models: Store, parts: str) -> None:
+def test_a_store_is_shown_in_the_notation_that_made_it(models: Store, parts: str) -> None:
     assert models.shown(models.broken(parts)) == parts
 
 

@@ -156,7 +156,7 @@ def test_units_name_this_installation_and_the_stores_owner(root: Path, service: 
 
 
 @needs_root
-def test_what_can_be_written_is_around_the_store_and_behind_its_link(
+def test_service_may_write_around_the_store_and_behind_its_symlink(
     root: Path, service: Service
 ) -> None:
     def writable() -> str:
@@ -208,7 +208,7 @@ def test_the_metrics_may_be_written_where_the_settings_allow_it(
 
 
 @pytest.mark.parametrize("kind", ["foreign", "link", "masked", "folder", "fifo"])
-def test_what_it_did_not_write_is_kept(root: Path, service: Service, kind: str) -> None:
+def test_service_keeps_files_that_it_did_not_write(root: Path, service: Service, kind: str) -> None:
     path = root / SYSTEM / units.SERVICE
     path.parent.mkdir(parents=True)
     match kind:
@@ -510,7 +510,9 @@ def test_systemd_is_notified_again_and_again(machine: Callable[..., Machine]) ->
     assert tree(here.units) == before
 
 
-def test_what_is_written_and_not_enabled_is_enabled(machine: Callable[..., Machine]) -> None:
+def test_service_install_enables_units_that_a_failed_install_wrote(
+    machine: Callable[..., Machine],
+) -> None:
     here = machine()
     refuse = Path(f"{here.spoken}.refuse")
     refuse.touch()
@@ -592,7 +594,7 @@ def test_a_service_of_ones_own(machine: Callable[..., Machine], runs: bool) -> N
 
 
 @needs_root
-def test_who_can_not_write_there_sees_it_before_the_prompt(
+def test_service_install_without_permission_fails_before_the_prompt(
     tmp_path: Path, as_nobody: Callable[[list[str]], list[str]]
 ) -> None:
     program = install_program(tmp_path, "/opt/x/ollama-watch")

@@ -84,7 +84,7 @@ IN_PLACE = {
 
 @pytest.mark.parametrize("what", IN_PLACE)
 @pytest.mark.parametrize("top", ["blobs", "manifests"])
-def test_what_is_no_folder_is_not_an_empty_one(
+def test_a_file_or_link_in_place_of_a_folder_is_not_an_empty_folder(
     store: Store, call: Call, top: str, what: str
 ) -> None:
     """Of blobs or manifests on a disk that is not mounted nothing is known, so nothing is said."""
@@ -177,7 +177,7 @@ def test_programs_hear_that_it_can_not_be_listed(store: Store) -> None:
 @pytest.mark.parametrize(
     ("blobs", "code", "in_place"), [("missing", 0, False), ("closed", 4, None), ("there", 0, False)]
 )
-def test_what_lies_in_quarantine_is_listed_whatever_becomes_of_blobs(
+def test_quarantine_ls_lists_files_even_if_blobs_is_missing_or_closed(
     store: Store, call: Call, blobs: str, code: int, in_place: bool | None
 ) -> None:
     if blobs == "missing":
@@ -215,7 +215,9 @@ def test_a_quarantine_that_can_not_be_listed_is_none_with_nothing_in_it(
 # ---------------------------------------------------------------- what is remembered
 
 
-def test_what_can_not_be_listed_has_not_gone(store: Store) -> None:
+def test_downloads_in_a_folder_that_can_not_be_listed_are_not_reported_as_gone(
+    store: Store,
+) -> None:
     """Its memory stays, and no event tells that somebody has removed it."""
     host, policy = store.host(), rules(repair=False)
     one_run(host, policy)

@@ -271,7 +271,7 @@ def test_a_wrong_size_in_a_manifest_is_the_manifests_fault(store: TrueStore, how
 # ---------------------------------------------------------------- what verify says
 
 
-def test_what_was_read_and_what_has_not_changed(store: TrueStore) -> None:
+def test_verify_counts_blobs_read_and_blobs_unchanged(store: TrueStore) -> None:
     assert lines(store, "verify") == (0, "7 blobs checked: all match (7 read, 0 unchanged)")
     assert lines(store, "verify") == (0, "7 blobs checked: all match (0 read, 7 unchanged)")
     assert lines(store, "-q", "verify") == (0, "")
@@ -308,7 +308,7 @@ def test_a_time_limit_reports_how_much_is_left(store: TrueStore) -> None:
     assert words.startswith("0 blobs checked: unknown; 7 not checked (0 read, 0 unchanged)")
 
 
-def test_what_can_not_be_read_is_not_called_right(store: TrueStore, tmp_path: Path) -> None:
+def test_verify_counts_an_unreadable_blob_as_unchecked(store: TrueStore, tmp_path: Path) -> None:
     store.blob_path(store.layer).chmod(0)
     with ordinary_user(tmp_path):
         done = _in_this_process(store, "verify")
@@ -320,7 +320,9 @@ def test_what_can_not_be_read_is_not_called_right(store: TrueStore, tmp_path: Pa
     assert "Permission denied" in unseen["why"]
 
 
-def test_what_can_not_be_remembered_is_reported(store: TrueStore, tmp_path: Path) -> None:
+def test_verify_reports_that_it_could_not_save_its_results(
+    store: TrueStore, tmp_path: Path
+) -> None:
     store.path.chmod(0o555)
     _other_bytes(store.blob_path(store.config))
     with ordinary_user(tmp_path):
@@ -465,7 +467,9 @@ def _unfinished_model(store: TrueStore) -> str:
     return digest
 
 
-def test_what_the_pull_of_an_unfinished_model_fetches_is_not_left_wrong(store: TrueStore) -> None:
+def test_repair_does_not_count_a_missing_blob_that_an_unfinished_pull_will_download(
+    store: TrueStore,
+) -> None:
     digest = _unfinished_model(store)
     store.partial(digest, 1).unlink()
     missing = f"blobs/sha256-{'c' * 64}"
@@ -477,7 +481,9 @@ def test_what_the_pull_of_an_unfinished_model_fetches_is_not_left_wrong(store: T
 
 
 @pytest.mark.parametrize("why", ["another model", "left behind", "no file"])
-def test_what_no_pull_is_on_its_way_to_fetch_is_left_wrong(store: TrueStore, why: str) -> None:
+def test_repair_counts_a_missing_blob_that_no_unfinished_pull_will_download(
+    store: TrueStore, why: str
+) -> None:
     digest = _unfinished_model(store)
     lost = "c" * 64
     if why == "another model":

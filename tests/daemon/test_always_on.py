@@ -76,7 +76,7 @@ def test_settings_are_read_again_and_bad_ones_refused(store: HealthyStore, tmp_p
 
 
 @pytest.mark.parametrize("right", [True, False])
-def test_what_was_finished_on_our_sidecars_is_hashed_in_the_background(
+def test_daemon_hashes_a_blob_finished_from_repaired_progress_files_in_the_background(
     registry: Registry, tmp_path: Path, right: bool
 ) -> None:
     with EngineServer(tmp_path / "pulled") as server:

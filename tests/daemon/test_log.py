@@ -163,7 +163,9 @@ def test_nothing_logged_yet_is_no_error(store: HealthyStore) -> None:
     assert done.returncode == 10
 
 
-def test_what_a_daemon_reported_is_there_while_it_runs_and_afterwards(store: HealthyStore) -> None:
+def test_log_has_the_events_of_a_daemon_while_it_runs_and_after_its_end(
+    store: HealthyStore,
+) -> None:
     with Daemon(store.path) as daemon:
         store.download("new", aged=DAY)
         daemon.wait_event("partial_found")
@@ -232,7 +234,7 @@ def follow(store: HealthyStore) -> Iterator[Callable[..., Following]]:
         each.process.communicate()
 
 
-def test_it_follows_a_log_that_is_not_there_yet_and_through_rotation(
+def test_log_follow_waits_for_a_missing_log_and_follows_it_through_rotation(
     store: HealthyStore, follow: Callable[..., Following]
 ) -> None:
     following = follow("--json")

@@ -254,7 +254,9 @@ def test_files_of_two_downloads_of_one_digest_are_not_mixed(models: Store, run: 
     assert [path for path in models.blobs.iterdir() if "partial" not in path.name]
 
 
-def test_what_a_server_runs_on_is_left(store: Path, run: Run, make_server: MakeServer) -> None:
+def test_a_nested_store_that_a_server_runs_on_has_no_command_to_move_it(
+    store: Path, run: Run, make_server: MakeServer
+) -> None:
     inner, outer = Store(store), Store(store.parent)
     inner.model("theirs/latest")
     outer.model("ours/latest")

@@ -83,7 +83,7 @@ def test_a_damaged_layer_is_fetched_again(
 
 
 @damages
-def test_what_can_not_be_had_again_is_not_called_complete(
+def test_pull_fails_if_the_registry_lacks_a_damaged_layer(
     server: Server, registry: Registry, damage: Callable[[Path], None]
 ) -> None:
     model = pulled(server, registry)
@@ -111,9 +111,7 @@ def test_a_layer_that_was_found_corrupt_is_not_up_to_date(
     assert "up to date" not in seen.notes
 
 
-def test_what_can_not_be_verified_is_not_called_verified(
-    server: Server, registry: Registry
-) -> None:
+def test_pull_verify_fails_if_the_store_can_not_be_read(server: Server, registry: Registry) -> None:
     model = pulled(server, registry)
     far = replace(sites.find(site(server).url, None, site(server).settings), why="it is far away")
     seen = drive(far, model, VERIFY)

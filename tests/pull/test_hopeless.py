@@ -157,7 +157,7 @@ def limited(server: Server, size: int) -> None:
     resource.prlimit(server.pid, resource.RLIMIT_FSIZE, (size, size))
 
 
-def test_what_only_the_server_can_say_is_waited_for(
+def test_pull_waits_for_an_error_that_the_server_reports_late(
     quick: Server, registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It says so after six tries, which take longer than what counts as a stall."""
@@ -269,9 +269,7 @@ def test_waiting_shows_the_reason_the_try_and_the_time(server: Server, registry:
     assert seen.updates[-1].waiting is None
 
 
-def test_what_is_waited_for_with_until_done_has_no_last_try(
-    server: Server, registry: Registry
-) -> None:
+def test_pull_until_done_retries_without_limit(server: Server, registry: Registry) -> None:
     model = add(registry, server, MB)
     fault = registry.add_fault(Fault("page", on="manifest", status=503))
     server.start().wait_ready()

@@ -23,7 +23,7 @@ STATES = {
 
 @pytest.mark.parametrize("verify", [False, True])
 @pytest.mark.parametrize("state", STATES)
-def test_what_lies_astray_is_reported_with_what_moves_it(
+def test_pull_reports_misplaced_layers_with_the_command_that_moves_them(
     store: Path, registry: Registry, server: EngineServer, state: str, verify: bool
 ) -> None:
     model = registry.add_model("demo", "1b", [Layer(2_000_000)])

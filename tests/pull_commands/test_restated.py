@@ -169,7 +169,7 @@ def test_a_repair_is_not_advised_where_nothing_needs_it(
     assert any(" pull " in each for each in advised())
 
 
-def test_what_a_process_of_ours_drives_is_its_own(models: Store) -> None:
+def test_a_scan_leaves_the_record_of_a_model_that_another_process_pulls(models: Store) -> None:
     from watcher.state import folders, records
 
     digest = interrupted(models)

@@ -103,7 +103,7 @@ def test_silence_is_reported_of_a_pull_that_should_go_on(
         ("it was cancelled", None),
     ],
 )
-def test_what_helps(
+def test_status_shows_the_error_of_a_pull_with_advice(
     models: Store, manager: ModelDownloadManager, error: str, advice: str | None
 ) -> None:
     begin(manager, "llama3", downloaded_bytes=5)

@@ -298,7 +298,7 @@ def test_a_stop_during_any_scan_leaves_everything_in_order(
     assert ended > 10  # before, during and after the acts
 
 
-def test_what_was_hashed_is_reported_though_the_look_after_it_is_given_up(
+def test_a_wrong_hash_is_reported_even_if_the_scan_after_it_is_given_up(
     store: HealthyStore, tmp_path: Path
 ) -> None:
     digest = store.text_blob("good")

@@ -87,7 +87,7 @@ ENDS = {
 
 
 @pytest.mark.parametrize("how", ENDS)
-def test_what_a_pull_leaves_is_judged_right_and_cleaned_when_stale(
+def test_a_download_that_a_pull_left_has_its_right_condition_and_is_cleaned_when_stale(
     how: str, server: RealServer, begin: Begin
 ) -> None:
     model, pull = begin()

@@ -88,7 +88,9 @@ def test_the_start_takes_it_unless_the_command_was_run(
 
 
 @pytest.mark.parametrize("make", STATES)
-def test_it_is_true_that_the_start_takes_it(models: Store, server: Server, make: Prepare) -> None:
+def test_a_server_start_deletes_files_that_are_reported_at_risk(
+    models: Store, server: Server, make: Prepare
+) -> None:
     models.model()
     make(models)
     before = models.names()
@@ -118,7 +120,7 @@ def test_the_command_is_printed_once_it_does_something(
     assert printed is (b"nothing to repair" not in done)
 
 
-def test_what_is_stale_is_not_wanted(models: Store) -> None:
+def test_stale_downloads_and_old_orphans_are_not_at_risk(models: Store) -> None:
     models.model()
     models.broken("10:10 0:0", aged="9d")
     models.orphan(aged="9d")
@@ -154,7 +156,9 @@ def watched(store: Store) -> Iterator[None]:
         ("", False),
     ],
 )
-def test_what_the_unit_keeps_is_not_at_risk(models: Store, text: str, kept: bool) -> None:
+def test_files_are_at_risk_unless_prepare_in_the_unit_protects_them(
+    models: Store, text: str, kept: bool
+) -> None:
     models.model()
     paused(models)
     finished_layer(models)
@@ -167,7 +171,7 @@ def test_what_the_unit_keeps_is_not_at_risk(models: Store, text: str, kept: bool
         assert not report.diagnosis.forecast.deletes
 
 
-def test_what_a_daemon_keeps_is_reported_only_where_it_did_not(models: Store) -> None:
+def test_beside_a_daemon_only_files_that_it_failed_to_protect_are_at_risk(models: Store) -> None:
     models.model()
     digest = models.broken("10:10 0:0", aged="40m")
     with watched(models):

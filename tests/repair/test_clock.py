@@ -436,7 +436,7 @@ def test_a_file_from_a_clock_that_is_ahead_is_young_on_another_machine(
         assert diagnosed.age < 60
 
 
-def test_what_a_machine_wrote_while_it_was_behind_is_young_on_the_others(
+def test_files_written_by_a_machine_with_a_late_clock_are_young_on_other_machines(
     machine: Machine, tmp_path: Path
 ) -> None:
     """Its clock is set right; the other one's was right all along."""
@@ -477,7 +477,7 @@ def test_the_clocks_of_a_few_machines_are_kept(machine: Machine, tmp_path: Path)
 
 
 @pytest.mark.parametrize("more", [30 * DAY, -DAY / 2])
-def test_what_is_counted_elsewhere_makes_nothing_old(machine: Machine, more: float) -> None:
+def test_uptime_counted_from_another_start_makes_nothing_old(machine: Machine, more: float) -> None:
     """A time namespace counts from another start on, and so does a machine's earlier snapshot."""
     machine.act(SERVICE)
     lay_out(machine.store)
@@ -533,7 +533,7 @@ def test_times_from_the_future_show_no_quiet_and_looks_do(machine: Machine) -> N
     ]
 
 
-def test_what_another_start_of_the_machine_has_seen_does_not_count(machine: Machine) -> None:
+def test_quiet_time_seen_by_another_start_of_the_machine_does_not_count(machine: Machine) -> None:
     """Nor another machine that has the same folder."""
     broken(machine.store)
     machine.ahead = -DAY
@@ -544,7 +544,9 @@ def test_what_another_start_of_the_machine_has_seen_does_not_count(machine: Mach
         assert refused.seconds_left == left
 
 
-def test_what_changes_after_the_clock_was_set_back_is_not_quiet(machine: Machine) -> None:
+def test_a_download_that_changes_after_the_clock_was_set_back_is_not_quiet(
+    machine: Machine,
+) -> None:
     digest = broken(machine.store)
     machine.ahead = -DAY
     machine.act(SERVICE)

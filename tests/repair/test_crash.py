@@ -108,7 +108,7 @@ class Trial:
 
 
 @pytest.mark.parametrize("scene", ["killed", "empty", "surplus"])
-def test_what_is_undone_is_the_original_to_the_byte(
+def test_a_repair_killed_before_its_decision_is_undone_to_the_byte(
     scene: str, tmp_path: Path, driver: Driver
 ) -> None:
     """Killed before the decision: the next run of a command that repairs nothing undoes it."""

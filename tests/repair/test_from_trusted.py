@@ -84,7 +84,7 @@ def test_doing_it_twice_changes_nothing(layer: tuple[Ranges, int], at_least: int
 
 @settings(max_examples=300)
 @given(layers())
-def test_what_is_given_up_is_little(layer: tuple[Ranges, int]) -> None:
+def test_progress_files_give_up_at_most_1_mib_per_gap(layer: tuple[Ranges, int]) -> None:
     """With few gaps no more than 1 MiB is given up for each."""
     trusted, total = layer
     gaps = ranges.complement(trusted, total)
@@ -107,7 +107,9 @@ def test_parts_are_few_and_their_missing_pieces_not_tiny(layer: tuple[Ranges, in
 
 @settings(max_examples=300)
 @given(layers())
-def test_what_is_missing_is_spread_over_sixteen_connections(layer: tuple[Ranges, int]) -> None:
+def test_progress_files_spread_missing_bytes_over_sixteen_connections(
+    layer: tuple[Ranges, int],
+) -> None:
     trusted, total = layer
     made = sidecars.from_trusted(trusted, total)
     left = missing(made)

@@ -120,7 +120,7 @@ def test_a_pull_that_begins_before_the_guard_keeps_its_download(
     assert is_right(it.store, it.digest)
 
 
-def test_who_opens_the_data_between_look_and_act_is_left_alone(
+def test_repair_leaves_a_download_that_is_opened_between_scan_and_action(
     it: Download, server: Server
 ) -> None:
     server.stop()
@@ -191,7 +191,7 @@ def test_a_server_starts_while_a_repair_is_stopped_in_the_middle(
     ends_right(server, it, registry)
 
 
-def test_what_a_kill_left_is_not_recovered_while_a_server_starts(
+def test_an_interrupted_repair_is_not_recovered_while_a_server_starts(
     it: Download, server: Server, registry: Registry
 ) -> None:
     """A name that goes from blobs/ in the middle of a start stops the server."""

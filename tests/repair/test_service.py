@@ -78,7 +78,9 @@ def test_rounds_of_kill_and_repair_end_right(server: Server, registry: Registry)
     assert registry.bytes_served(it.digest) <= SIZE + 1.1 * MIB * sum(counts) + 16 * MIB * ROUNDS
 
 
-def test_what_dies_is_repaired_within_a_second(server: Server, registry: Registry) -> None:
+def test_daemon_repairs_a_broken_download_within_a_second(
+    server: Server, registry: Registry
+) -> None:
     it = download(server, registry)
     (it.store / "blobs").mkdir(parents=True)
     (it.store / "manifests").mkdir()
@@ -192,7 +194,7 @@ def test_age_and_quiet_are_not_disturbed_by_what_we_set(
     assert report.plan.actions == ()
 
 
-def test_what_was_written_since_the_last_look_is_not_stale(store: HealthyStore) -> None:
+def test_a_stale_download_that_grew_since_the_last_scan_is_not_removed(store: HealthyStore) -> None:
     """The memory has it as stale; then a pull of it got on, unseen, and was killed."""
     digest = store.download("resumed", aged=8 * DAY)
     assert run(store.path, "repair", "--yes").returncode == 0
@@ -225,7 +227,7 @@ def test_the_rule_for_a_reboot_goes_by_the_own_time(store: HealthyStore, tmp_pat
 
 @needs_root
 @pytest.mark.parametrize("words", [("repair", "--yes"), ("prepare",)])
-def test_what_root_writes_belongs_to_the_owner_of_the_download(
+def test_progress_files_written_by_root_belong_to_the_owner_of_the_download(
     words: Sequence[str], tmp_path: Path
 ) -> None:
     store = HealthyStore(tmp_path / "models")

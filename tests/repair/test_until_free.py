@@ -35,7 +35,7 @@ def test_nothing_is_removed_where_enough_is_free(store: Store) -> None:
     assert stale.exists()
 
 
-def test_what_more_it_would_take_is_reported(store: Store) -> None:
+def test_clean_until_free_reports_what_else_could_be_removed(store: Store) -> None:
     stale = dead(store, "stale", size=1 << 20, aged="20d")
     young = dead(store, "young", size=2 << 20, aged="3d")
     done = run(store.path, "clean", "--yes", "--until-free", "8000TB")

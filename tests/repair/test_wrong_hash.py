@@ -129,7 +129,9 @@ def test_our_own_pull_arrives(first: str, server: Server, model: Model, registry
     assert registry.bytes_served(digest) <= SIZE + 1, "a byte finds out the address"
 
 
-def test_it_is_not_protected_from_pruning(server: Server, model: Model, registry: Registry) -> None:
+def test_a_download_with_a_wrong_hash_is_not_protected_from_pruning(
+    server: Server, model: Model, registry: Registry
+) -> None:
     """Nothing of it is worth a command, and none is advised for it."""
     store, digest = server.store, model.digests[0]
     lay_out(store, registry, digest, wrong_at=SIZE // 2)
@@ -171,7 +173,7 @@ def test_the_hash_of_a_longer_file_proves_nothing_about_the_layer(
     assert pull(server, model, registry) == 0
 
 
-def test_what_is_recorded_as_complete_is_pulled_not_repaired(
+def test_audit_advises_a_pull_for_a_download_that_is_recorded_as_complete(
     server: Server, model: Model, registry: Registry
 ) -> None:
     """A server that was killed before it gave it its final name."""

@@ -21,7 +21,7 @@ from watcher.transfer.values import Cause
 from .driven import Background, Here, wait_for, with_options
 
 
-def test_it_stops_before_the_reserve_says_what_is_missing_and_goes_on_by_itself(
+def test_a_transfer_stops_before_the_reserve_says_what_is_missing_and_continues_by_itself(
     here: Here, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     room = [20 * MIB]

@@ -53,7 +53,7 @@ def test_a_store_that_a_bare_call_finds_is_not_named(by: str) -> None:
 
 
 @pytest.mark.parametrize("by", ["--store", "OLLAMA_MODELS", "OLLAMA_WATCH_STORE", "anything else"])
-def test_what_another_shell_would_not_find_is_named(by: str) -> None:
+def test_a_store_that_another_shell_would_not_find_is_named(by: str) -> None:
     assert "--store" in advice.watch(seen(found_by=by), "clean")
 
 

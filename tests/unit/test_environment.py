@@ -36,7 +36,7 @@ def test_an_address_is_read_as_the_server_reads_it(setting: str, url: str) -> No
 @pytest.mark.parametrize(
     "setting", ["ftp://x", "http://[x", "a b", "http://[[", "x\0y", "a..b", f"{'x' * 64}.org"]
 )
-def test_what_is_no_address_is_said_to_be_none(setting: str) -> None:
+def test_an_invalid_address_of_a_server_is_an_error(setting: str) -> None:
     with pytest.raises(ValueError, match="want"):
         environment.server_url(setting)
 

@@ -45,7 +45,7 @@ def test_utf8_is_reported_as_it_is(name: str) -> None:
 
 
 @given(st.text(st.characters(exclude_characters="\0"), max_size=20))
-def test_what_only_json_can_spell_comes_back(name: str) -> None:
+def test_a_name_survives_its_exact_form_in_json(name: str) -> None:
     assert names.from_exact(names.exact(name)) == name
 
 

@@ -118,7 +118,7 @@ def test_modes_do_not_depend_on_the_umask(folder: int, path: Path) -> None:
 
 
 @needs_root
-def test_what_root_makes_belongs_to_the_folders_owner(folder: int, path: Path) -> None:
+def test_files_created_by_root_belong_to_the_owner_of_the_folder(folder: int, path: Path) -> None:
     os.chown(path, NOBODY, NOBODY)
     fs.create("file", folder, b"x")
     fs.ensure_folder("sub", folder)
@@ -384,7 +384,7 @@ def test_a_lock_that_loses_its_name_before_it_is_held_is_taken_anew(
         assert fs.is_named(held, "lock", folder)
 
 
-def test_what_has_a_second_name_is_not_written_to(folder: int, path: Path) -> None:
+def test_a_file_with_a_second_name_is_not_written_to(folder: int, path: Path) -> None:
     (path / "somebody").write_text("else's")
     for name in ("lock", "log"):
         os.link(path / "somebody", path / name)

@@ -52,7 +52,7 @@ def blobs(of_disk: Hashes) -> tuple[set[str], set[str]]:
     return set().union(*right), set().union(*wrong)
 
 
-def test_what_is_new_hides_what_is_kept(folder: int) -> None:
+def test_new_hashes_replace_stored_ones(folder: int) -> None:
     hashes.keep(folder, known())
     good, bad = names.blob(RIGHT[0]), names.blob(RIGHT[1])
     more = {bad: ROW, WRONG: ROW._replace(sha256=WRONG[7:]), good: ROW._replace(boot="another")}
@@ -61,7 +61,7 @@ def test_what_is_new_hides_what_is_kept(folder: int) -> None:
     assert (of_disk.get(good), of_disk.get(bad)) == (None, ROW)
 
 
-def test_what_is_kept_is_found_again_in_files_of_its_digests(folder: int, place: Path) -> None:
+def test_saved_hashes_are_found_again_in_files_by_digest(folder: int, place: Path) -> None:
     hashes.keep(folder, known())
     assert kept(folder) == known()
     assert sorted(os.listdir(place)) == [f"{each}.json" for each in ("00", "01", "ab", "cd", "ef")]
@@ -129,7 +129,7 @@ def test_a_file_of_a_stranger_is_not_believed(folder: int, place: Path) -> None:
     assert kept(folder) == {}
 
 
-def test_what_cannot_be_read_is_not_written_over(folder: int, place: Path) -> None:
+def test_an_unreadable_file_of_hashes_is_not_overwritten(folder: int, place: Path) -> None:
     if os.geteuid() == 0:
         pytest.skip("root can read everything")
     hashes.keep(folder, known())

@@ -145,7 +145,9 @@ def test_invalid_requests_are_answered(
     assert capfd.readouterr().err == ""
 
 
-def test_it_ends_although_no_client_can_be_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_listener_ends_even_if_no_client_can_be_accepted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Some errors of accept(2) are the client's; a kernel may give one again and again."""
     tried = threading.Event()
 
@@ -165,7 +167,7 @@ def test_it_ends_although_no_client_can_be_accepted(monkeypatch: pytest.MonkeyPa
     assert not life.is_alive()
 
 
-def test_what_keeps_clients_out_is_reported_once_and_costs_nothing(
+def test_an_error_of_accept_is_reported_once_and_does_not_spin(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     tried, told = list[float](), list[str]()

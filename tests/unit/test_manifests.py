@@ -40,7 +40,7 @@ def test_both_spellings_that_can_be_loaded_are_named() -> None:
         b'{"unknown":{"deep":[1,2,{"x":null}]}}',
     ],
 )
-def test_what_parses_and_names_nothing(raw: bytes) -> None:
+def test_a_manifest_without_layers_parses_and_names_no_blob(raw: bytes) -> None:
     assert named(raw) == set()
 
 
@@ -97,7 +97,7 @@ def test_of_keys_that_come_twice_the_last_counts_however_it_is_read(
         b"[" * 20_000,
     ],
 )
-def test_what_the_server_can_not_read(raw: bytes) -> None:
+def test_a_manifest_that_the_server_rejects_does_not_parse(raw: bytes) -> None:
     with pytest.raises(ValueError):
         manifests.parse(raw)
 
@@ -112,7 +112,7 @@ def test_ten_thousand_layers() -> None:
     [r"sha256:", rf"sha256:{A[:-1]}", rf"sha256:{A}0", rf"sha512:{A}", rf"{A}",
      rf"sha256:../{A}", r"\ud800", r"\u0000", r"\n", "\N{GRINNING FACE}"],
 )  # fmt: skip
-def test_what_is_no_digest_is_reported_and_named_as_nothing(digest: str) -> None:
+def test_an_invalid_digest_is_reported_and_names_no_blob(digest: str) -> None:
     raw = b'{"layers":[{"digest":"%s","size":1}]}' % digest.encode()
     found, (fault,) = manifests.parse(raw)
     assert not found

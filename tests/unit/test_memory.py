@@ -39,7 +39,7 @@ def record(**changes: Any) -> Remembered:
     return Remembered(**{**given, **changes})
 
 
-def test_what_is_saved_is_read_again(folder: int) -> None:
+def test_a_saved_memory_is_read_back_unchanged(folder: int) -> None:
     kept = Memory({D: record(), f"{D}.tmp": record(total=None, models=())})
     memory.save(folder, kept)
     assert memory.load(folder) == kept

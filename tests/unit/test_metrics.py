@@ -240,7 +240,7 @@ def test_a_failed_write_is_reported_once_until_it_succeeds(tmp_path: Path) -> No
         assert kept.look(FULL, 1) == ""
 
 
-def test_what_is_in_the_way_of_the_new_file_is_not_followed(tmp_path: Path) -> None:
+def test_symlinks_in_the_way_of_the_metrics_file_are_not_followed(tmp_path: Path) -> None:
     (tmp_path / "precious").write_text("precious")
     (tmp_path / ".x.prom.new").symlink_to("precious")
     (tmp_path / "x.prom").symlink_to("precious")

@@ -116,12 +116,12 @@ def test_models_as_people_write_them(text: str, path: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["", ":", "a/b/c/d", "a//b", "m:", "m\n", "../x", "a b", "/m"])
-def test_what_is_no_model_name(text: str) -> None:
+def test_an_invalid_model_name_does_not_parse(text: str) -> None:
     assert names.parse_model(text) is None
 
 
 @pytest.mark.parametrize("path", ["registry.ollama.ai/library/a/b", "h.x:1/n/m/t", "r/me/m/t"])
-def test_what_is_shown_can_be_given_back(path: str) -> None:
+def test_a_shown_model_name_parses_back(path: str) -> None:
     model = names.model_from_path(tuple(path.split("/")))
     assert model is not None
     assert names.parse_model(model.shown) == model

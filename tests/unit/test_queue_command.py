@@ -65,7 +65,7 @@ def test_an_empty_queue_explains_how_to_fill_it_and_writes_nothing(say: Say, mod
     assert not (models.path / ".ollama-watch").exists()
 
 
-def test_what_is_added_is_reported_with_its_place(say: Say) -> None:
+def test_queue_add_reports_the_place_of_each_model(say: Say) -> None:
     assert say("add", "llama3") == "1 of 1: llama3:latest: waiting\n"
     assert say("add", "a", "b", "--priority", "high") == (
         "1 of 3: a:latest: waiting\n2 of 3: b:latest: waiting\n"
@@ -221,7 +221,7 @@ def test_the_list_names_what_runs_the_queue(
     assert document()["run_by"] is None
 
 
-def test_what_a_dead_process_was_driving_is_shown_as_waiting(
+def test_queue_ls_shows_the_model_of_a_dead_runner_as_waiting(
     say: Say, models: Store, document: Callable[[], dict[str, Any]]
 ) -> None:
     say("add", "a")

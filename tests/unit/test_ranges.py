@@ -9,7 +9,7 @@ def test_normal_joins_what_touches_and_drops_what_is_empty() -> None:
     assert ranges.normal([(5, 9), (0, 3), (3, 5), (20, 20), (30, 25)]) == ((0, 9),)
 
 
-def test_what_lies_inside_another_adds_nothing() -> None:
+def test_a_range_inside_another_adds_nothing() -> None:
     assert ranges.normal([(0, 100), (10, 20), (90, 110)]) == ((0, 110),)
 
 

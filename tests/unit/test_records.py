@@ -68,7 +68,7 @@ def test_spellings_of_one_model_are_one_record(folder: int, spelled: str) -> Non
     assert [each.state for each in records.read(folder).values()] == [State.ERROR]
 
 
-def test_what_is_no_model_is_refused(folder: int, place: Path) -> None:
+def test_records_refuse_an_invalid_model_name(folder: int, place: Path) -> None:
     with pytest.raises(TargetError, match="a b"):
         records.change(folder, "a b", {})
     assert not place.exists()
@@ -257,7 +257,7 @@ def test_a_symlink_in_its_place_is_not_followed(folder: int, place: Path, tmp_pa
 
 
 @pytest.mark.skipif(IS_ROOT, reason="root can read everything")
-def test_what_can_not_be_read_is_not_written_over(folder: int, place: Path) -> None:
+def test_unreadable_records_are_not_overwritten(folder: int, place: Path) -> None:
     records.change(folder, "llama3", {"state": "starting"})
     place.chmod(0)
     _assert_kept(folder)
@@ -291,7 +291,7 @@ def _assert_kept(folder: int) -> None:
 
 
 @needs_root
-def test_what_root_writes_belongs_to_the_stores_owner(folder: int, place: Path) -> None:
+def test_records_written_by_root_belong_to_the_owner_of_the_store(folder: int, place: Path) -> None:
     os.fchown(folder, 1234, 1234)
     records.change(folder, "llama3", {"state": "starting"})
     owners = {each.stat().st_uid for each in (place.parent, *place.parent.iterdir())}
@@ -312,7 +312,7 @@ def test_only_a_new_state_is_brought_to_the_disk(
     assert synced
 
 
-def test_what_was_seen_of_others_downloads_is_kept_by_legal_ways(folder: int) -> None:
+def test_states_of_others_downloads_are_recorded_by_allowed_transitions(folder: int) -> None:
     seen = [
         ("llama3", State.DOWNLOADING, ""),
         ("llama3", State.ERROR, "killed"),

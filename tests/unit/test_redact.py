@@ -26,7 +26,7 @@ SECRET = "s3cr3t"
         f"Get https://cdn.example/data?X-Signature={SECRET}&x={SECRET}: EOF",
     ],
 )
-def test_what_a_server_quotes(text: str) -> None:
+def test_secrets_that_a_server_quotes_are_removed(text: str) -> None:
     told = without_secrets(text)
     assert SECRET not in told
     assert without_secrets(told) == told

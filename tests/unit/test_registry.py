@@ -84,7 +84,9 @@ def served() -> Iterator[Served]:
     made.close()
 
 
-def test_it_is_asked_kept_and_not_sent_again(served: Served, folder: int) -> None:
+def test_a_manifest_is_cached_and_not_sent_again_while_it_is_unchanged(
+    served: Served, folder: int
+) -> None:
     for _ in range(2):
         assert registry_cache.manifest(folder, served.model) == registry_cache.Answer(text(7, 3))
     assert served.asked == ["", '"one"']
@@ -138,7 +140,7 @@ def test_a_model_that_is_gone_is_not_given_from_what_was_kept(served: Served, fo
 
 
 @pytest.mark.parametrize("body", [b"", b"<html>", b"[]", b"7", b'{"layers":7}', text(7, 3)[:40]])
-def test_what_is_no_manifest_is_not_kept(served: Served, folder: int, body: bytes) -> None:
+def test_an_invalid_manifest_is_not_cached(served: Served, folder: int, body: bytes) -> None:
     registry_cache.manifest(folder, served.model)
     served.body, served.etag = body, '"other"'
     answer = registry_cache.manifest(folder, served.model)

@@ -134,7 +134,9 @@ def test_transitions_that_no_server_makes_are_illegal(before: State, after: Stat
     ],
     ids="-".join,
 )
-def test_what_others_do_and_what_is_undone(ways: tuple[State, ...]) -> None:
+def test_transitions_for_pulls_of_others_and_for_resets_are_allowed(
+    ways: tuple[State, ...],
+) -> None:
     for before, after in pairwise(ways):
         assert records.may_follow(before, after), (before, after)
 

@@ -85,7 +85,7 @@ def test_a_stop_leaves_the_queue_the_time_that_it_takes() -> None:
 @pytest.mark.parametrize(
     "text", ["", "[Unit]\n", "\n" + units.stamped("x"), "#" + units.stamped("")]
 )
-def test_what_has_no_stamp_as_its_first_line_is_not_ours(text: str) -> None:
+def test_a_unit_without_a_stamp_in_its_first_line_is_not_ours(text: str) -> None:
     assert units.stamp(text) is None
 
 

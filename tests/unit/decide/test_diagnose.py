@@ -91,7 +91,7 @@ def test_a_reader_changes_nothing() -> None:
         (-500, {"servers": (server(),)}, True),
     ],
 )
-def test_it_may_live_where_a_server_may_and_it_is_not_quiet(
+def test_a_recently_changed_download_is_live_if_a_server_may_run(
     ago: float, more: dict[str, Any], live: bool
 ) -> None:
     assert (condition(download(ago=ago), **more) is Condition.LIVE) is live
@@ -111,7 +111,7 @@ def test_stale_is_an_overlay(ago: float, stale: bool) -> None:
     assert diagnosed.quiet >= 0
 
 
-def test_what_is_live_is_never_stale() -> None:
+def test_a_live_download_is_never_stale() -> None:
     one = replace(download(ago=9 * DAY), holders=(writer(),))
     (diagnosed,) = diagnose.diagnose(evidence(one), POLICY)
     assert not diagnosed.stale

@@ -137,13 +137,13 @@ def test_a_download_is_as_old_as_its_last_change() -> None:
     assert first.kind is ActionKind.REMOVE_ORPHAN
 
 
-def test_what_frees_nothing_does_not_go_for_room() -> None:
+def test_until_free_skips_an_orphan_whose_removal_frees_nothing() -> None:
     made = planned(evidence(census=orphans(ORPHAN._replace(links=2, allocated=5 * MB))))
     assert made.actions
     assert cleaning.until_free(made, 10**15).actions == ()
 
 
-def test_what_is_not_stale_stays_and_is_looked_at_when_it_will_be() -> None:
+def test_a_download_that_is_not_stale_stays_and_is_due_when_it_becomes_stale() -> None:
     made = planned(evidence(download(ago=2 * DAY)))
     assert (made.actions, made.refusals) == ((), ())
     assert made.due == ((NOW + 5 * DAY, D, "becomes stale"),)
@@ -213,7 +213,9 @@ def test_each_refusal(one: Download, more: dict[str, Any], kind: RefusalKind) ->
         (download(ago=OLD), {"place": Place("/m[", "x", globbed=True)}),
     ],
 )
-def test_what_makes_it_possible(one: Download, more: dict[str, Any]) -> None:
+def test_the_refused_action_is_planned_if_nothing_is_in_its_way(
+    one: Download, more: dict[str, Any]
+) -> None:
     assert len(planned(evidence(one, **more)).actions) == 1
 
 
@@ -340,7 +342,7 @@ def test_left_overs_of_create(ago: float, more: dict[str, Any], goes: bool) -> N
     assert len(planned(seen).actions) == goes
 
 
-def test_what_a_hard_link_keeps_is_not_counted_as_freed() -> None:
+def test_an_orphan_with_a_hard_link_frees_nothing() -> None:
     linked = ORPHAN._replace(links=2, allocated=5 * MB)
     assert planned(evidence(census=orphans(linked))).frees == 0
 

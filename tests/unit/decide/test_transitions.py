@@ -74,7 +74,7 @@ def test_a_pull_from_its_start_to_its_interruption_and_on() -> None:
     ]
 
 
-def test_what_only_may_live_is_not_reported_as_interrupted_again() -> None:
+def test_a_download_that_was_only_possibly_live_is_not_reported_as_interrupted_again() -> None:
     # No writer: some file was touched while a server runs. That is no pull.
     touched = evidence(download(ago=5), servers=(server(),))
     assert story(evidence(PAUSED), touched, evidence(PAUSED)) == [["partial_found"], [], []]
@@ -104,7 +104,7 @@ def test_a_narrow_look_does_not_miss_what_it_did_not_look_at() -> None:
     assert D in kept.downloads
 
 
-def test_what_we_removed_ourselves_is_not_reported_as_gone() -> None:
+def test_a_download_that_we_removed_is_not_reported_as_gone() -> None:
     memory, _ = told(Memory(), evidence(PAUSED))
     action = Action(ActionKind.REMOVE_DOWNLOAD, D, "stale", ())
     assert not transitions.drop(memory, [Outcome(action, Result.DONE, "done")]).downloads

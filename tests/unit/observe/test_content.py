@@ -64,7 +64,7 @@ def test_a_download_of_16_parts_takes_16_reads_and_none_once_they_are_known(
 
 @pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")
 @pytest.mark.parametrize("change", ["nothing", "same size and time", "another start"])
-def test_what_has_not_changed_since_the_last_scan_is_not_read_again(
+def test_a_download_unchanged_since_the_last_scan_is_not_read_again(
     models: Store, tmp_path: Path, change: str
 ) -> None:
     models.broken("0:1 0:0 0:2", name="one")

@@ -52,7 +52,7 @@ def test_nothing_written_is_nothing_trusted(file: File) -> None:
     assert trust.has_holes
 
 
-def test_what_is_claimed_and_present_is_trusted(file: File) -> None:
+def test_bytes_that_are_claimed_and_present_are_trusted(file: File) -> None:
     file.write(0, 8 * MIB)
     trust = file.trust(whole(8 * MIB))
     assert trust.claimed == trust.present == trust.trusted == ((0, 8 * MIB),)
@@ -144,7 +144,7 @@ def test_sixteen_mebibytes_of_zeros_beside_a_hole_are_enough(file: File) -> None
     assert file.trust(whole(60 * MIB)).trusted == ((26 * MIB, 34 * MIB),)
 
 
-def test_what_the_data_is_too_short_for_is_not_trusted(tmp_path: Path) -> None:
+def test_claims_beyond_the_end_of_the_data_are_not_trusted(tmp_path: Path) -> None:
     short = File(tmp_path / "short", 3 * MIB)
     short.write(0, 3 * MIB)
     trust = short.trust(whole(8 * MIB), Part(1, 64 * MIB, MIB, MIB))

@@ -95,7 +95,9 @@ def test_the_variable_comes_before_and_the_flag_first(quiet: FakeFilesystem) -> 
     assert place.find(None, {"OLLAMA_MODELS": "  "}).path == PLACES[0]
 
 
-def test_what_was_named_is_not_passed_over(quiet: FakeFilesystem) -> None:
+def test_a_named_store_that_does_not_exist_is_an_error_and_no_other_is_taken(
+    quiet: FakeFilesystem,
+) -> None:
     quiet.create_dir(f"{PLACES[0]}/blobs")
     for given, environment in (("/gone", {}), (None, {"OLLAMA_MODELS": "/gone"})):
         with pytest.raises(NoStoreError, match="/gone"):

@@ -127,7 +127,9 @@ def test_links_lead_below_the_root(root: Path) -> None:
     assert found.store == "/inside/.ollama/models"
 
 
-def test_what_is_run_before_its_start(root: Path) -> None:
+def test_a_unit_prepares_a_store_only_if_prepare_of_that_store_runs_before_its_start(
+    root: Path,
+) -> None:
     ours = "ExecStartPre=-/usr/bin/ollama-watch --store /m -q prepare"
     assert read(root, ours).prepares("/m")
     assert not read(root, ours).prepares("/other")

@@ -24,7 +24,7 @@ def test_layers_join_into_one() -> None:
     assert made.done == made.total
 
 
-def test_what_is_lost_is_reported_beyond_roundings() -> None:
+def test_lost_bytes_are_reported_only_beyond_rounding_errors() -> None:
     made = bar()
     made.note(A, 10 * MB, 4 * MB)
     assert made.note(A, 10 * MB, 4 * MB - 1000) == 0
@@ -32,7 +32,7 @@ def test_what_is_lost_is_reported_beyond_roundings() -> None:
     assert made.done == MB
 
 
-def test_what_is_verified_has_come() -> None:
+def test_a_verified_model_counts_as_downloaded() -> None:
     made = bar()
     made.note(A, 10 * MB, 4 * MB)
     made.complete()
@@ -73,7 +73,7 @@ def test_the_sum_of_the_transfer_path_is_no_layer() -> None:
     assert (alone.total, alone.done) == (7 * MB, MB)
 
 
-def test_what_the_store_has_counts_and_nothing_else() -> None:
+def test_progress_restarts_from_the_bytes_that_the_store_has() -> None:
     made = bar()
     made.note(A, 10 * MB, 10 * MB)
     made.note(B, 5 * MB, 5 * MB)

@@ -150,7 +150,7 @@ def test_an_empty_store_has_nothing(manager: ModelDownloadManager, store: Path) 
 
 
 @pytest.mark.parametrize("model", ["", "a b", "../x", "a/b/c/d", "\udcff", "x" * 500])
-def test_what_is_no_model_is_refused(manager: ModelDownloadManager, model: str) -> None:
+def test_manager_refuses_an_invalid_model_name(manager: ModelDownloadManager, model: str) -> None:
     for call in (
         manager.get_download_state,
         manager.get_download_progress,
@@ -350,7 +350,7 @@ def broken(manager: ModelDownloadManager, store: Path) -> Path:
     return interrupted(store, LAYER)
 
 
-def test_what_is_unfinished_is_found(
+def test_manager_finds_an_unfinished_download(
     manager: ModelDownloadManager, broken: Path, store: Path
 ) -> None:
     interrupted(store, OTHER)
@@ -475,7 +475,7 @@ def test_a_killed_driver_does_not_keep_reset_from_its_work(
     assert not broken.exists()
 
 
-def test_what_can_t_be_understood_stays_and_is_reported(
+def test_manager_keeps_and_reports_a_download_with_unreadable_progress_files(
     manager: ModelDownloadManager, broken: Path
 ) -> None:
     broken.with_name(f"{broken.name}-0").unlink()
@@ -602,7 +602,7 @@ def driven_bytes(seen: list[DownloadProgress]) -> int:
 
 
 @pytest.mark.parametrize("broken", ["progress", "cancel"])
-def test_what_a_caller_raises_ends_the_download_in_order(
+def test_an_exception_of_a_callback_ends_the_download_in_order(
     driven: ModelDownloadManager, registry: Registry, broken: str
 ) -> None:
     model = held(registry)
@@ -631,7 +631,7 @@ def test_a_model_that_does_not_exist(driven: ModelDownloadManager, registry: Reg
     assert "spelling" in told.value.next_step
 
 
-def test_who_pulls_is_not_reset(
+def test_reset_refuses_a_model_that_a_server_pulls(
     driven: ModelDownloadManager, registry: Registry, server: EngineServer
 ) -> None:
     model = held(registry)

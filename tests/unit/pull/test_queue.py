@@ -128,7 +128,7 @@ def test_an_item_that_waits_long_goes_ahead_of_a_later_one() -> None:
     assert line(added("high", level=10, kept=kept, now=NOW + 21 * HOUR)) == ["low", "high"]
 
 
-def test_who_is_not_to_begin_yet_does_not_age_until_then() -> None:
+def test_an_item_gains_no_rank_before_its_start_time() -> None:
     kept = queue.add(Queue(), "night", 0, NOW + 10 * HOUR, NOW)
     kept = added("day", kept=kept, now=NOW + 9 * HOUR)
     assert line(kept) == ["day", "night"]
@@ -159,7 +159,7 @@ def test_added_again_what_rests_waits_and_what_runs_runs() -> None:
     assert (at(kept, "a").state, at(kept, "a").priority) == (ItemState.RUNNING, 3)
 
 
-def test_what_was_done_can_be_added_again() -> None:
+def test_a_finished_model_can_be_added_again() -> None:
     kept, item = taken(added("a"))
     kept = queue.ended(kept, item, Driven(Result.DONE), NOW + 200, 0.5)
     assert (line(kept), [each.model for each in kept.done]) == ([], ["a:latest"])
@@ -167,7 +167,7 @@ def test_what_was_done_can_be_added_again() -> None:
     assert (line(kept), kept.done) == (["a"], ())
 
 
-def test_what_is_no_model_is_not_added() -> None:
+def test_an_invalid_model_name_is_not_added() -> None:
     with pytest.raises(TargetError, match="a b"):
         added("a b")
 
@@ -179,7 +179,7 @@ def test_taken_out() -> None:
 
 
 @pytest.mark.parametrize("act", ["remove", "move", "pause", "resume"])
-def test_what_is_not_there_is_reported_with_the_nearest(act: str) -> None:
+def test_an_unknown_model_is_reported_with_the_nearest_name(act: str) -> None:
     def do(kept: Queue) -> Queue:
         if act == "move":
             return queue.move(kept, "lama3", 1)
@@ -266,7 +266,7 @@ def test_chance_spreads_the_tries() -> None:
     assert queue.next_pause(10**9, 1.0) == 5400
 
 
-def test_what_can_not_go_better_is_given_up_until_it_is_resumed() -> None:
+def test_a_permanent_failure_is_not_retried_until_it_is_resumed() -> None:
     kept = failed(added("a"), "no such model", retry=False)
     assert at(kept, "a").ready_at is None
     assert queue.next_due(kept) is None
@@ -275,7 +275,7 @@ def test_what_can_not_go_better_is_given_up_until_it_is_resumed() -> None:
     assert (at(kept, "a").so_far.tries, taken(kept)[1].model) == (0, "a:latest")
 
 
-def test_what_was_stopped_waits_at_its_place() -> None:
+def test_a_stopped_item_waits_at_its_old_place() -> None:
     kept, item = taken(added("a", "b"))
     kept = queue.ended(kept, item, Driven(Result.STOPPED, "c is more urgent"), NOW, 0.5)
     assert line(kept) == ["a", "b"]
@@ -285,7 +285,7 @@ def test_what_was_stopped_waits_at_its_place() -> None:
 
 
 @pytest.mark.parametrize("result", Result)
-def test_what_people_decide_meanwhile_counts(result: Result) -> None:
+def test_a_running_item_that_people_changed_stops(result: Result) -> None:
     kept, item = taken(added("a"))
     for decided in (
         queue.pause(kept, ["a"], NOW),
@@ -337,7 +337,9 @@ def test_an_urgent_one_takes_the_place_of_a_lower_one() -> None:
     ("level", "running", "waited", "stops"),
     [(10, 0, 0, True), (9, 0, 0, False), (10, 10, 0, False), (20, 10, 0, True), (10, 0, 11, False)],
 )
-def test_who_is_urgent(level: int, running: int, waited: float, stops: bool) -> None:
+def test_an_urgent_item_stops_a_less_urgent_one(
+    level: int, running: int, waited: float, stops: bool
+) -> None:
     kept, item = taken(added("a", level=running), NOW)
     now = NOW + waited * HOUR + 60
     kept = added("b", level=level, kept=kept, now=now)
@@ -377,7 +379,7 @@ def test_one_after_the_other_at_the_rate_that_is_known() -> None:
     assert queue.arrivals(kept, NOW, sizes.get, 10.0) == (NOW + 10, None, None)
 
 
-def test_who_has_to_wait_is_passed_over_and_who_is_paused_never_comes() -> None:
+def test_arrivals_pass_over_items_that_wait_and_omit_paused_ones() -> None:
     kept = queue.add(added("a", "paused", now=NOW - 10), "soon", 50, NOW + 5, NOW)
     kept = queue.add(kept, "late", 100, NOW + 100, NOW)
     kept = queue.pause(kept, ["paused"], NOW)
@@ -405,7 +407,7 @@ def rich() -> Queue:
     return queue.pause(taken(kept, NOW + 20)[0], (), NOW)
 
 
-def test_what_is_kept_is_read_again(folder: int) -> None:
+def test_a_saved_queue_is_read_back_unchanged(folder: int) -> None:
     kept = queue.FILE.change(folder, lambda _: rich())
     assert {item.state for item in (*kept.line, *kept.done)} == set(ItemState) - {ItemState.WAITING}
     found = queue.FILE.read(folder)
@@ -456,7 +458,7 @@ def test_a_line_that_is_out_of_order_is_put_in_order(folder: int, place: Path) -
     assert line(queue.FILE.read(folder)) == ["a", "b", "c"]
 
 
-def test_what_changes_nothing_writes_nothing(folder: int, place: Path) -> None:
+def test_a_change_without_effect_writes_no_file(folder: int, place: Path) -> None:
     queue.FILE.change(folder, lambda _: added("a"))
     before = place.stat().st_ino
     queue.FILE.change(folder, lambda kept: queue.resume(kept, ["a"], NOW))

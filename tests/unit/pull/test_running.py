@@ -87,7 +87,9 @@ def test_an_empty_queue_drives_nothing(folder: int) -> None:
     assert running.run_next(folder, lambda *_: pytest.fail("driven")) is None
 
 
-def test_what_fails_is_tried_again_and_the_others_come_meanwhile(folder: int, clock: Clock) -> None:
+def test_a_failed_model_is_retried_after_the_others_had_their_turn(
+    folder: int, clock: Clock
+) -> None:
     fill(folder, clock, "a", "b")
     driven: list[tuple[str, float]] = []
     began = clock()
@@ -105,7 +107,7 @@ def test_what_fails_is_tried_again_and_the_others_come_meanwhile(folder: int, cl
     assert 30 <= third - second <= 90
 
 
-def test_what_can_not_go_better_is_left_with_its_reason(folder: int, clock: Clock) -> None:
+def test_a_permanent_failure_stays_in_the_queue_with_its_reason(folder: int, clock: Clock) -> None:
     fill(folder, clock, "a")
     ends = Driven(Result.FAILED, "no such model", retry=False)
     left = run(folder, lambda *_: ends)
@@ -159,7 +161,7 @@ def test_a_drive_learns_within_a_second_why_to_stop(folder: int, clock: Clock) -
     assert driven == ["a", "u", "a"]
 
 
-def test_what_is_paused_while_it_runs_stays_paused(folder: int, clock: Clock) -> None:
+def test_a_model_paused_while_it_runs_stays_paused(folder: int, clock: Clock) -> None:
     fill(folder, clock, "a")
 
     def drive(model: str, why: Why) -> Driven:
@@ -171,7 +173,7 @@ def test_what_is_paused_while_it_runs_stays_paused(folder: int, clock: Clock) ->
     assert [item.state for item in left.line] == [ItemState.PAUSED]
 
 
-def test_what_is_removed_while_it_runs_is_gone(folder: int, clock: Clock) -> None:
+def test_a_model_removed_while_it_runs_is_gone(folder: int, clock: Clock) -> None:
     fill(folder, clock, "a")
 
     def drive(model: str, why: Why) -> Driven:
@@ -185,7 +187,7 @@ def test_what_is_removed_while_it_runs_is_gone(folder: int, clock: Clock) -> Non
     assert queue.FILE.read(folder) == Queue()
 
 
-def test_it_waits_for_what_is_to_begin_later(folder: int, clock: Clock) -> None:
+def test_the_runner_waits_for_a_model_with_a_later_start(folder: int, clock: Clock) -> None:
     began = clock()
     change(folder, lambda kept: queue.add(kept, "night", 0, began + 100, began))
     at: list[float] = []
@@ -198,7 +200,7 @@ def test_it_waits_for_what_is_to_begin_later(folder: int, clock: Clock) -> None:
     assert at == [100]
 
 
-def test_what_is_added_while_it_waits_comes_at_once(
+def test_a_model_added_while_the_runner_waits_starts_at_once(
     folder: int, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     began = clock()
@@ -233,7 +235,7 @@ running.run_next(folder, drive)
 """
 
 
-def test_what_a_killed_process_was_driving_is_driven_again(folder: int, clock: Clock) -> None:
+def test_the_model_of_a_killed_runner_is_driven_again(folder: int, clock: Clock) -> None:
     fill(folder, clock, "a")
     store = os.readlink(f"/proc/self/fd/{folder}")
     with subprocess.Popen(
@@ -260,7 +262,7 @@ def test_what_a_killed_process_was_driving_is_driven_again(folder: int, clock: C
     assert item_again.so_far.reasons[0].why == "its process is gone"
 
 
-def test_what_could_not_be_put_back_is_driven_again_by_the_same_process(
+def test_a_model_whose_end_could_not_be_saved_is_driven_again_by_the_same_process(
     folder: int, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fill(folder, clock, "a")
@@ -305,7 +307,7 @@ def test_a_process_that_is_hidden_counts_as_alive(monkeypatch: pytest.MonkeyPatc
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
 
-def test_who_looks_does_not_keep_one_from_being_seen(
+def test_a_reader_of_the_lock_does_not_hide_the_runner(
     folder: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fs.ensure_folder(".ollama-watch", folder)

@@ -31,7 +31,7 @@ def test_the_systems_comes_first_then_certifis(tmp_path: Path) -> None:
     assert certificates.find(("/nowhere",)) == Trust(certifi.where())
 
 
-def test_what_the_user_names_comes_before(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_certificates_named_in_the_environment_come_first(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SSL_CERT_FILE", "/mine.pem")
     assert certificates.find() == Trust("/mine.pem")
     monkeypatch.setenv("SSL_CERT_DIR", "/mine")

@@ -17,7 +17,7 @@ from watcher.transfer.flows import is_slow
         (0.0, [0.0, 0.0, 0.0], False),
     ],
 )
-def test_it_is_far_behind_the_median_of_enough_others(
+def test_a_connection_is_slow_if_it_is_far_below_the_median_of_enough_others(
     rate: float, rates: list[float], slow: bool
 ) -> None:
     assert is_slow(rate, rates) is slow

@@ -111,7 +111,9 @@ class TestWhatIsNoFile:
     """What lies in the place of a file is not read, not written to, and named."""
 
     @pytest.mark.parametrize("name", [DATA, LEDGER, ARRIVED])
-    def test_it_is_set_aside(self, kept: Kept, name: str, make: Callable[[Path], None]) -> None:
+    def test_an_odd_file_in_place_of_one_of_a_transfer_is_set_aside(
+        self, kept: Kept, name: str, make: Callable[[Path], None]
+    ) -> None:
         place = kept.folder / name
         place.unlink()
         make(place)
@@ -128,7 +130,7 @@ class TestWhatIsNoFile:
         assert caught.value.filename == f".ollama-watch/transfers/{LAYER.digest}/lock"
 
 
-def test_what_is_no_folder_is_named_by_its_path(kept: Kept) -> None:
+def test_a_file_in_place_of_the_transfers_folder_is_named_by_its_path(kept: Kept) -> None:
     shutil.rmtree(kept.ours / transfers.FOLDER)
     (kept.ours / transfers.FOLDER).touch()
     with pytest.raises(NotADirectoryError) as caught, kept.opened():

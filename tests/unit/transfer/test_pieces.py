@@ -24,7 +24,7 @@ def test_pieces_come_in_order_on_a_grid() -> None:
     assert taken(Pieces(10, ((3, 5),), 4, MANY)) == [(0, 3), (5, 8), (8, 10)]
 
 
-def test_what_is_given_back_comes_first() -> None:
+def test_a_piece_given_back_comes_first() -> None:
     pieces = Pieces(100, (), 10, MANY)
     first, second = pieces.take(0), pieces.take(0)
     assert first is not None
@@ -69,12 +69,12 @@ def test_a_front_that_moves_lets_more_be_given() -> None:
     assert pieces.take(10) is not None
 
 
-def test_what_was_there_before_is_no_distance() -> None:
+def test_bytes_that_were_there_before_do_not_count_as_distance() -> None:
     pieces = Pieces(1000, ((10, 900),), 10, 20)
     assert taken(pieces) == [(0, 10), (900, 910)]
 
 
-def test_what_is_forgotten_is_given_again() -> None:
+def test_forgotten_bytes_are_given_out_again() -> None:
     pieces = Pieces(100, ((0, 100),), 10, 20)
     assert pieces.take(0) is None
     pieces.forget(((40, 55),))
