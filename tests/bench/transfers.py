@@ -283,6 +283,34 @@ def crawling(setting: Setting) -> Iterator[Row]:
     shutil.rmtree(store)
 
 
+# ---------------------------------------------------------------- sums of chunks
+
+
+def flipped(setting: Setting) -> Iterator[Row]:
+    """One answer in ten has a wrong byte, and the registry has the sums of its chunks."""
+    store = setting.fast / "flipped"
+    _cleared(store)
+    counted, chunk, every = store / "count", 16 * _MIB, 10
+    with process("watcher.demo.registry", "--port", "0", until="http://") as (_, line):
+        url = line.strip()
+        layers = [{"size": _BAD}]
+        order = {"name": "flipped", "tag": "1b", "layers": layers, "extras": False}
+        model = post(url, "/_control", {"model": order})["model"]
+        fault = {"kind": "flip", "after": 70_000, "begin": 1, "every": every}
+        post(url, "/_control", {"manners": {"sums": "complete", "chunk": chunk}, "fault": fault})
+        seconds = run(_words(store, model["name"], count=str(counted))).seconds
+        answers = post(url, "/_control", {})["requests"]["data"]
+    received, most = _counted(counted), _BAD + answers // every * chunk + 64 * 1024
+    yield Row(
+        f"transfer of {megabytes(_BAD)}, one answer in {every} of {answers} with a wrong byte, sums"
+        f" of chunks of {megabytes(chunk)}: received",
+        megabytes(most),
+        f"{megabytes(received)}, in {seconds:.0f} s",
+        received <= most,
+    )
+    shutil.rmtree(store)
+
+
 # ---------------------------------------------------------------- a rate
 
 
@@ -328,5 +356,6 @@ ALL: dict[str, Callable[[Setting], Iterator[Row]]] = {
     "rates": rates,
     "bad_line": bad_line,
     "crawling": crawling,
+    "flipped": flipped,
     "rate": rate,
 }
