@@ -314,7 +314,10 @@ def test_show_reports_each_value_and_its_source(run: Run, tmp_path: Path) -> Non
         ["metrics_file", "(none)", "default"],
         ["metrics_listen", "(none)", "default"],
     ]
-    found = json.loads(run("--store", "/x", *command, "--json").stdout)
+    env = {"OLLAMA_WATCH_MIRRORS": "http://a http://b:5000"}
+    found = json.loads(run("--store", "/x", *command, "--json", env=env).stdout)
+    mirrors = ["http://a", "http://b:5000"]
+    assert {"key": "mirrors", "value": mirrors, "source": next(iter(env))} in found["settings"]
     assert found["schema"] == "ollama-watch/config/1"
     assert found["settings"][0] == {"key": "store", "value": ["/x"], "source": "--store"}
     assert found["settings"][4] == {"key": "clean", "value": True, "source": str(file)}

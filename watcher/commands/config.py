@@ -59,8 +59,9 @@ def _settings(context: Context) -> Iterator[tuple[str, object, str]]:
     yield "store", *found.get("store", (None, "default"))
     for key, known in settings.KEYS.items():
         value, source = found.get(key, (known.metadata["default"], "default"))
-        # In a variable a boolean is one of many words.
-        yield key, settings.boolean(value) if isinstance(known.default, bool) else value, source
+        if isinstance(known.default, bool | tuple):  # in a variable it is words
+            value = known.metadata["read"](value)
+        yield key, list(value) if isinstance(value, tuple) else value, source
 
 
 def _shown(value: object) -> str:
