@@ -207,11 +207,15 @@ def test_it_is_in_use_while_its_lock_is_held(here: Here) -> None:
 
 def known_as_half(here: Here) -> None:
     """A registry has told whose layer it is."""
+    known_as(here, "half", here.digest)
+
+
+def known_as(here: Here, model: str, *digests: str) -> None:
     with folders.opened_store(str(here.store.path)) as store:
-        layers = [{"digest": f"sha256:{here.digest}", "size": len(CONTENT)}]
+        layers = [{"digest": f"sha256:{each}", "size": len(CONTENT)} for each in digests]
         config = {"digest": f"sha256:{here.store.digests[1]}", "size": 14}
         raw = json.dumps({"schemaVersion": 2, "config": config, "layers": layers}).encode()
-        registry_cache.keep(store, to_model("half"), raw, "", time.time())
+        registry_cache.keep(store, to_model(model), raw, "", time.time())
 
 
 def test_both_a_partial_and_a_transfer_are_shown(here: Here) -> None:
@@ -514,6 +518,20 @@ def test_data_that_was_set_aside_is_counted_and_goes_with_it(here: Here, beside:
     (done,) = here.run(CLEAN).outcomes
     assert (done.action.kind, done.result) == (ActionKind.REMOVE_TRANSFER, Result.DONE)
     assert not here.folder.exists()
+
+
+def test_a_layer_whose_pull_fetches_another_one_stays(here: Here) -> None:
+    here.lay_out(aged=8 * DAY)
+    other = here.store.digest("other")
+    known_as(here, "half", here.digest, other)
+    with held(lay_out(here.store.path, other, CONTENT)):
+        for by in (CLEAN, GIVE):
+            report = here.run(by)
+            assert not report.outcomes
+            assert {each.kind for each in report.plan.refusals} == {RefusalKind.HELD}
+            (refusal,) = [x for x in report.plan.refusals if x.subject == here.digest]
+            assert f"({os.getpid()}) fetches another layer of half:latest" in refusal.why
+    assert here.run(CLEAN).outcomes
 
 
 def test_what_is_empty_goes_with_a_clean(here: Here) -> None:

@@ -37,6 +37,7 @@ class Pulls:
         for name in ("received", "synced"):
             (self._notes / name).mkdir(parents=True)
         self._count = 0
+        self._rotten: list[tuple[Path, int, bytes]] = []
 
     @property
     def received(self) -> int:
@@ -70,6 +71,20 @@ class Pulls:
             self._lose(path)
         for path in self.store.glob(".ollama-watch/transfers/*/arrived"):
             path.write_bytes(path.read_bytes().replace(BOOT.encode(), b"another start"))
+
+    def rot(self) -> None:
+        """Another byte is read of each transfer than what has arrived, until `mend`."""
+        for path in self.store.glob(".ollama-watch/transfers/*/data"):
+            for start, end in believed(self.store, path.parent.name)[:1]:
+                at = (start + end) // 2
+                self._rotten.append((path, at, _change(path, at, b"\0")))
+
+    def mend(self) -> None:
+        """What has rotted and is there all the same is as it was."""
+        while self._rotten:
+            path, at, byte = self._rotten.pop()
+            if path.exists() and path.stat().st_size > at:
+                _change(path, at, byte)
 
     def forget_given(self) -> None:
         """What was given back is a server's: nobody notes what that syncs."""
@@ -113,6 +128,16 @@ class Pull:
     @property
     def printed(self) -> str:
         return self._out.read_text(errors="replace")
+
+
+def _change(path: Path, at: int, byte: bytes) -> bytes:
+    """Write a byte, in place of the one that it returns."""
+    with path.open("r+b") as file:
+        file.seek(at)
+        was = file.read(1)
+        file.seek(at)
+        file.write(byte)
+    return was
 
 
 def identity(path: Path) -> str:

@@ -92,7 +92,7 @@ def why_not_drop(diagnosed: Diagnosed, evidence: Evidence) -> Why | None:
     if diagnosed.condition is model.Condition.REDUNDANT and _beside(diagnosed, evidence):
         why = "a server's download of this layer may still take the name from the finished blob"
         return Why(RefusalKind.LIVE, why, "try again when that is gone")
-    return place_forbids(evidence)
+    return _of_a_pull(diagnosed, evidence) or place_forbids(evidence)
 
 
 def why_not_give_back(diagnosed: Diagnosed, evidence: Evidence) -> Why | None:
@@ -102,7 +102,18 @@ def why_not_give_back(diagnosed: Diagnosed, evidence: Evidence) -> Why | None:
     if _beside(diagnosed, evidence):
         why = "a download of the server's own of this layer lies in blobs/"
         return Why(RefusalKind.CHANGED, why, "finish that one, or remove it")
-    return why_not_add(diagnosed, evidence)
+    return _of_a_pull(diagnosed, evidence) or why_not_add(diagnosed, evidence)
+
+
+def _of_a_pull(diagnosed: Diagnosed, evidence: Evidence) -> Why | None:
+    """Why a layer stays that waits for its name: its pull fetches another one."""
+    models = frozenset(diagnosed.download.models)
+    for each in evidence.downloads:
+        if each.ours and each.holders and (shared := models.intersection(each.models)):
+            process, pid = each.holders[0].process, each.holders[0].pid
+            why = f"{process} ({pid}) fetches another layer of {min(shared)}"
+            return Why(RefusalKind.HELD, why, "wait until it ends, or stop it")
+    return None
 
 
 def why_not_take_over(diagnosed: Diagnosed, evidence: Evidence) -> Why | None:
