@@ -12,7 +12,7 @@ import pytest
 from tests.support.breaking import POLICY
 from tests.support.driving import HealthyStore, private_proc
 from tests.support.kills import Breaker, Ended
-from tests.support.runs import one_run
+from tests.support.runs import changed, one_run
 from watcher.observe.host import Host
 from watcher.reconcile import Report
 
@@ -34,10 +34,10 @@ class Driver:
         self._breaker.begin(store=str(store.path), proc=str(self.proc), **order)
         return self._breaker.end()
 
-    def unhindered(self, store: HealthyStore) -> Report:
+    def unhindered(self, store: HealthyStore, **policy: Any) -> Report:
         """Run one cycle here, which shows the same where nothing is to break."""
         host = Host(str(store.path), proc=str(self.proc), registry_length=lambda *_: None)
-        return one_run(host, POLICY)
+        return one_run(host, changed(POLICY, **policy))
 
 
 @pytest.fixture(scope="module")
