@@ -207,7 +207,13 @@ def lay_out(registry: Registry, store: Path, digest: str, *, aged: float = OLD) 
 def is_right(store: Path, digest: str) -> bool:
     """Whether the finished blob of `sha256:…` is there and has that digest."""
     path = blob(store, digest)
-    return path.exists() and hashlib.sha256(path.read_bytes()).hexdigest() == digest[7:]
+    return path.exists() and _sha256(path) == digest[7:]
+
+
+def _sha256(path: Path) -> str:
+    """Of a file that may be large: piece by piece, which takes less than to make room for it."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 # ---------------------------------------------------------------- commands

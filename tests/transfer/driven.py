@@ -83,7 +83,8 @@ class Here:
     def check(self) -> None:
         for digest in {*self.model.digests, self.model.config}:
             blob = self.path / "blobs" / digest.replace(":", "-")
-            assert hashlib.sha256(blob.read_bytes()).hexdigest() == digest[7:]
+            with blob.open("rb") as file:
+                assert hashlib.file_digest(file, "sha256").hexdigest() == digest[7:]
         assert self.manifest.read_bytes() == self.model.manifest
         assert not self.folder.exists()
 
