@@ -17,9 +17,10 @@ from pathlib import Path
 from statistics import median
 
 from tests.support.servers import EngineServer, RealServer
+from watcher.state import sums
 
 from .benches import Setting
-from .measure import PYTHON, ROOT, Row, Run, environment, megabytes, middle, ratio, run
+from .measure import PYTHON, ROOT, US, Row, Run, environment, megabytes, middle, ratio, run
 from .servers import post, process
 
 _BAD = 600_000_000
@@ -29,6 +30,7 @@ _CRAWL = 1_000_000_000
 _SPEED = 12_000_000
 _RATE = 20_000_000
 _MIB = 1 << 20
+_GIB2 = 2 << 30
 _OPTIONS = {"reserve": 0, "first_pause": 0.2, "tries": None}
 
 
@@ -346,6 +348,34 @@ def rate(setting: Setting) -> Iterator[Row]:
     shutil.rmtree(store)
 
 
+def mending(setting: Setting) -> Iterator[Row]:
+    """One flipped byte in a blob of 2 GiB whose chunks have sums of ours."""
+    store = setting.folder / "mending"
+    _cleared(store)
+    with process("watcher.demo.registry", "--port", "0", until="http://") as (_, line):
+        url, ours = line.strip(), (*US, "--store", str(store))
+        layers = [{"size": _GIB2}]
+        order = {"name": "mending", "tag": "1b", "layers": layers, "extras": False}
+        model = post(url, "/_control", {"model": order})["model"]
+        run(_words(store, model["name"]))
+        blob = store / "blobs" / model["digests"][0].replace(":", "-")
+        with blob.open("r+b") as file:
+            (byte,) = os.pread(file.fileno(), 1, _GIB2 // 2)
+            os.pwrite(file.fileno(), bytes([byte ^ 1]), _GIB2 // 2)
+        run((*ours, "verify"), codes=(1,))
+        before = _sent(url)
+        mended = run((*ours, "repair", "--yes", "--fetch"))
+        sent = _sent(url) - before
+        yield Row(
+            f"one flipped byte in a blob of {_GIB2 / 1e9:.2f} GB, sums of ours: fetched",
+            megabytes(sums.CHUNK + _MIB),
+            f"{megabytes(sent)}, in {mended.seconds:.0f} s",
+            sent <= sums.CHUNK + _MIB,
+        )
+        run((*ours, "verify"))
+    shutil.rmtree(store)
+
+
 def _counted(path: Path) -> int:
     """What a transfer says that it has received."""
     return int.from_bytes(path.read_bytes(), "little") if path.exists() else 0
@@ -358,4 +388,5 @@ ALL: dict[str, Callable[[Setting], Iterator[Row]]] = {
     "crawling": crawling,
     "flipped": flipped,
     "rate": rate,
+    "mending": mending,
 }
