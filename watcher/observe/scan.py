@@ -689,13 +689,11 @@ class _Census:
                     self._bar(Need.WRITE, found)
             case Role.OLD:
                 self.old.append(Located(path, found))
-                spelled = names.SPELLED_DIGEST.fullmatch(found.name)
-                if spelled is not None:
-                    self._stray(spelled[2], path, found)
-                    if self._protects(spelled[2]):
-                        self.old_protected.add(path)
+                self._stray(path, found)
                 parsed = names.parse_blob(names.new_spelling(found.name))
-                if parsed.role in _UNFINISHED:
+                if parsed.role is Role.BLOB and self._protects(parsed.digest):
+                    self.old_protected.add(path)
+                elif parsed.role in _UNFINISHED:
                     _add_piece(self.old_downloads, parsed, found)
             case Role.UPLOAD | Role.CREATE if is_file:
                 self.temporaries.append(Located(path, found))
@@ -753,7 +751,7 @@ class _Census:
             return
         unseen = {each.path for each in self.unseen}
         for each in self.unnamed:
-            self._stray(names.parse_blob(each.name).digest, f"blobs/{each.name}", each)
+            self._stray(f"blobs/{each.name}", each)
         for digest in self.named.digests.keys() - {odd.digest for odd in self.odd}:
             name = names.blob(digest)
             if f"blobs/{name}" in unseen:
@@ -768,10 +766,11 @@ class _Census:
                 lies = None if blobs is None else self._lies(digest, blobs)
                 self.odd.append(OddBlob(digest, BlobFault.MISSING, size, None, models, lies=lies))
 
-    def _stray(self, digest: str, path: str, found: Entry) -> None:
-        """Note a name that may stand for a blob, and under which no server looks for it."""
-        if found.kind is Kind.FILE:
-            self._astray.setdefault(digest.lower(), []).append(Located(path, found))
+    def _stray(self, path: str, found: Entry) -> None:
+        """Note a file with a blob's name, or an old one, where no server looks for it."""
+        spelled = names.SPELLED_DIGEST.fullmatch(found.name)
+        if spelled is not None and found.kind is Kind.FILE:
+            self._astray.setdefault(spelled[2].lower(), []).append(Located(path, found))
 
     def _lies(self, digest: str, blobs: int) -> Located | None:
         """Where the bytes of a missing blob lie, going by name and size."""
@@ -798,9 +797,8 @@ class _Census:
                 for each in found
             )
             for path, blob in blobs:
-                spelled = names.SPELLED_DIGEST.fullmatch(blob.name)
-                if spelled is not None and not path.startswith("blobs/"):
-                    self._stray(spelled[2], path, blob)
+                if not path.startswith("blobs/"):
+                    self._stray(path, blob)
             inner = (*blobs, *manifests)
             twins = [each for each in inner if _has_twin(each.path, top, store)]
             unfinished = {names.parse_blob(each.entry.name).role for each in twins} & _UNFINISHED
@@ -830,8 +828,7 @@ class _Census:
             if found is not None:
                 if name.startswith("sha256:"):
                     self.old.append(Located(below, found))
-                if (spelled := names.SPELLED_DIGEST.fullmatch(name)) is not None:
-                    self._stray(spelled[2], below, found)
+                self._stray(below, found)
                 self._look_at_walk(found, fd, below)
 
     # ------------------------------------------------------------ what came of it
