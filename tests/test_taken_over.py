@@ -286,7 +286,9 @@ def test_what_was_cut_short_is_finished_by_the_next_run(
     assert here.outcome().result is Result.FAILED
     monkeypatch.undo()
     here.data.write_bytes(b"new")
-    one_run(here.host, rules(repair=False, clean=False))
+    with holding(here.data, "r+b"):
+        report = one_run(host(here.store), rules(repair=False, clean=False))
+    assert not report.stuck
     assert here.data.read_bytes() == b"new"
     here.data.unlink()
     here.assert_taken()

@@ -729,7 +729,7 @@ def _recover(host: Host, work: _Work, memory: Memory) -> Iterator[str]:
     what = actions.row(intent.kind).does.format(f"{subject}{more}")
     if scan.look(intents.DECIDED, work.here) is not None and _goes_on(work, intent, memory):
         looked = [scan.look(name, work.out) for name in os.listdir(work.out)]
-        if os.listdir(work.new):
+        if intent.kind in WRITING and os.listdir(work.new):
             looked.append(scan.look(names.data(intent.digest), work.blobs))
         held = processes.holders_of(host, [entry for entry in looked if entry is not None])
         if intent.kind in WRITING:
