@@ -105,7 +105,7 @@ def test_a_real_plain_registry_is_a_mirror(here: Here, docker: str, is_there: bo
     assert seen.end.cause is None
     here.check()
     assert not here.registry.stats()["bytes"]
-    assert ("its manifest is taken from the mirror" in " ".join(seen.notes)) is not is_there
+    assert ("using the manifest of the mirror" in " ".join(seen.notes)) is not is_there
 
 
 @pytest.fixture(params=SERVERS)
