@@ -19,7 +19,7 @@ from watcher.model import MIB
 from watcher.state import folders, fs, state_folder, transfers
 
 FOLDER = "sums"
-LONGEST = 16 * MIB
+LONGEST = 8 * MIB  #: of layers of 1 TiB; what is longer counts for nothing
 #: Layers from this size on are worth sums. A smaller one is fetched as a whole about as soon as a
 #: chunk, and a store may have thousands of them.
 FROM = 64 * MIB
