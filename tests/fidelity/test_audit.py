@@ -67,7 +67,9 @@ def test_each_recorded_download_has_its_condition(player: Player, name: str) -> 
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_what_names_and_sizes_show_of_blobs(player: Player, name: str) -> None:
+def test_audit_finds_the_faults_of_blobs_that_names_and_sizes_show(
+    player: Player, name: str
+) -> None:
     player.lay_out(load(name)["before"])
     kinds = [each["kind"] for each in audited(player.store)["findings"]]
     wrong = [kind for kind in kinds if kind.startswith("blob_") and kind != "blob_orphan"]

@@ -81,7 +81,7 @@ SMALL = st.builds(
 
 @settings(max_examples=400)
 @given(st.lists(SMALL, max_size=6), st.integers(1, 100))
-def test_what_is_believed_fits_and_overlaps_nothing_that_was_claimed(
+def test_believable_parts_fit_the_layer_and_overlap_no_other_claim(
     found: list[Part], total: int
 ) -> None:
     each = [

@@ -150,7 +150,7 @@ def test_on_a_terminal(store: Path, server: EngineServer, registry: Registry, co
     assert told.count("\x1b[?25h") == told.count("\x1b[?25l") == 1, "the cursor is back"
 
 
-def test_what_a_plain_pull_does_not_need_is_not_loaded(tmp_path: Path) -> None:
+def test_a_plain_pull_loads_no_module_that_it_does_not_need(tmp_path: Path) -> None:
     heavy = ["concurrent.futures", "rich.console", "rich.live", "urllib.request"]
     heavy += ["watcher.act.transaction", "watcher.pull.queue"]
     script = (
@@ -184,7 +184,7 @@ def test_an_unknown_model(pull: Pull, registry: Registry) -> None:
 
 
 @pytest.mark.parametrize("name", ["a b", "../x", ""])
-def test_what_is_no_model(pull: Pull, name: str) -> None:
+def test_pull_of_an_invalid_model_name_is_wrong_usage(pull: Pull, name: str) -> None:
     done = pull(name)
     assert (done.returncode, done.stdout) == (2, "")
     assert "no name of a model" in done.stderr

@@ -524,7 +524,7 @@ def test_sidecars_that_nobody_foresaw_are_not_put_beside_data(
 
 
 @pytest.mark.parametrize("taken", [False, True])
-def test_what_takes_no_name_back_goes_to_quarantine_under_a_free_one(
+def test_a_file_whose_name_is_taken_goes_to_quarantine_under_a_free_label(
     taken: bool, store: HealthyStore, proc: str
 ) -> None:
     planted = Planted(store)

@@ -19,7 +19,7 @@ AFTER = "another start"
 NEVER = 10**12
 
 
-def test_what_was_not_synced_is_believed_in_the_same_start_alone(here: Here) -> None:
+def test_bytes_that_were_not_synced_do_not_count_after_another_start(here: Here) -> None:
     kill_at(here, 5 * MIB, with_options(sync_bytes=NEVER, sync_seconds=1e6))
     assert here.arrived() >= here.size - 2 * MIB
     assert here.believed(AFTER) == ()
@@ -32,7 +32,7 @@ def test_where_no_start_is_known_nothing_counts_but_what_is_durable(here: Here) 
     assert here.believed("") == ()
 
 
-def test_what_is_durable_counts_after_any_start(here: Here) -> None:
+def test_durable_bytes_count_after_another_start(here: Here) -> None:
     kill_at(here, 5 * MIB, with_options(sync_bytes=MIB))
     assert ranges.size(here.believed(AFTER)) >= 5 * MIB
     here.check_right(here.believed(AFTER))
@@ -56,7 +56,9 @@ def kill_at(here: Here, stop: int, options: transfer.Options, boot: str = BOOT) 
 
 
 @pytest.mark.parametrize("stop", [3 * MIB + 1, 7 * MIB, 11 * MIB + 12345])
-def test_what_is_durable_is_on_the_disk(tmp_path: Path, registry: Registry, stop: int) -> None:
+def test_bytes_that_the_ledger_calls_durable_are_on_the_disk(
+    tmp_path: Path, registry: Registry, stop: int
+) -> None:
     with Disk(tmp_path / "disk") as disk:
         here = Here(disk.path / "models", registry, 12_000_000)
         disk.keep_all()

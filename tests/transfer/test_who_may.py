@@ -92,7 +92,7 @@ def test_a_wrong_key_is_refused_with_the_registrys_words(here: Here, key: Path) 
     assert "add your key" in caught.value.next_step
 
 
-def test_what_is_no_key_is_named_and_not_quoted(here: Here, tmp_path: Path) -> None:
+def test_a_file_that_is_no_key_is_named_and_not_quoted(here: Here, tmp_path: Path) -> None:
     here.registry.manners = Manners(wants="signed")
     broken = tmp_path / "broken"
     broken.write_text("-----BEGIN OPENSSH PRIVATE KEY-----\nsecret\n")

@@ -92,7 +92,7 @@ def test_nothing_to_show_makes_nothing(folder: int, logs: Path) -> None:
     assert not logs.parent.exists()
 
 
-def test_what_is_no_utf_8_is_shown_escaped() -> None:
+def test_bytes_that_are_no_utf_8_are_escaped_in_an_event() -> None:
     odd = os.fsdecode(b"/models\xff")
     line = replace(event(), message=odd, details={"path": odd, "deep": [odd]}).line
     assert b"\\xff" in line.replace(b"\\\\", b"\\")
@@ -255,7 +255,7 @@ def test_a_line_that_finds_no_room_is_taken_back_whole(folder: int, logs: Path) 
     assert told == ["number 1", "number 3"]
 
 
-def test_what_is_missing_is_looked_for_with_one_list_of_the_logs(
+def test_missing_events_are_searched_with_one_listing_of_the_logs(
     folder: int, logs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told = [event(number, f"m{number}") for number in range(20)]
@@ -275,7 +275,7 @@ def test_what_is_missing_is_looked_for_with_one_list_of_the_logs(
     assert all(len(lines(logs / f"m{number}.jsonl")) == 1 for number in range(20))
 
 
-def test_what_has_no_lines_is_set_aside_and_not_read_through(folder: int, logs: Path) -> None:
+def test_a_huge_log_without_lines_is_set_aside_and_not_read(folder: int, logs: Path) -> None:
     logs.mkdir(parents=True)
     with (logs / "events.jsonl").open("wb") as huge:
         huge.truncate(1 << 40)

@@ -40,7 +40,7 @@ def messages(log: Log, *, to_the_end: bool = False) -> list[str]:
     return [line.message for line in log.read(to_the_end=to_the_end)]
 
 
-def test_it_reads_on_from_where_it_was_left_over_any_number_of_rotations(
+def test_a_log_is_read_on_from_its_last_position_across_any_number_of_rotations(
     folder: int, store: Path
 ) -> None:
     log, small = Log(str(store)), Settings(log_max_bytes=250)
@@ -143,7 +143,7 @@ def test_damaged_lines_are_passed_and_counted(folder: int, store: Path, logs: Pa
     assert log.damaged == len(DAMAGED)
 
 
-def test_what_is_no_file_of_the_log_is_passed(folder: int, store: Path, logs: Path) -> None:
+def test_entries_that_are_no_log_files_are_skipped(folder: int, store: Path, logs: Path) -> None:
     write(folder, 1)
     (logs / "events@2026.jsonl").mkdir()
     (logs / "events@2027.jsonl").symlink_to("/etc/passwd")
@@ -197,7 +197,7 @@ def test_a_line_is_about_its_models_and_its_digests() -> None:
     assert not is_about(line(None, models={}, subjects=3, digest=None), layer)
 
 
-def test_what_can_be_asked_for_is_learnt_from_the_lines(folder: int, store: Path) -> None:
+def test_models_and_digests_to_ask_for_come_from_the_lines(folder: int, store: Path) -> None:
     lines = [
         line("sha256-abababababab", digest="sha256:" + "ab" * 32),
         line("a:latest", digest="sha256:" + "cd" * 32, models=["a:latest", "b:latest"]),

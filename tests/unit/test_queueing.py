@@ -48,7 +48,7 @@ def test_nothing_is_pulled_into_a_store_that_nobody_meant(monkeypatch: pytest.Mo
     ],
     ids=lambda each: str(each.status) if isinstance(each, Fault) else "",
 )
-def test_what_no_retry_cures_is_given_up_or_tried_hourly(
+def test_a_failure_that_no_retry_cures_is_given_up_or_retried_hourly(
     tmp_path: Path, registry: Registry, fault: Fault, hourly: bool | None
 ) -> None:
     model = registry.add_model("demo", "1b", [Layer(1000)]).name

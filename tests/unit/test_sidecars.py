@@ -31,14 +31,14 @@ def test_bytes_are_to_the_letter_the_servers() -> None:
 
 
 @pytest.mark.parametrize("raw", [b"{}", b"null", b"null ", b'{"n":0}', b'{"Unknown":[1]}'])
-def test_what_the_server_reads_as_a_part_of_no_bytes(raw: bytes) -> None:
+def test_text_that_the_server_reads_as_an_empty_part_is_a_faulty_part(raw: bytes) -> None:
     part = sidecars.parse(raw)
     assert part == Part(0, 0, 0, 0)
     assert sidecars.part_fault(0, part)
 
 
 @pytest.mark.parametrize("raw", [b"", b"\n", b"[]", b'"x"', b"0", b'{"N":"0"}', b'{"Size":1.0}'])
-def test_what_the_server_can_not_read(raw: bytes) -> None:
+def test_text_that_the_server_rejects_does_not_parse(raw: bytes) -> None:
     with pytest.raises(ValueError):
         sidecars.parse(raw)
 
@@ -114,14 +114,14 @@ def test_an_unparsable_one_spoils_the_set() -> None:
     assert any("empty" in fault for fault in sidecars.faults(broken, 262 * MB))
 
 
-def test_what_is_believed_of_a_faulty_set_overlaps_nothing() -> None:
+def test_of_overlapping_parts_none_is_believed() -> None:
     wide, inside, behind = Part(0, 0, 100, 0), Part(1, 10, 10, 10), Part(2, 30, 10, 10)
     apart = Part(3, 100, 50, 5)
     each = [sidecar(part.number, part) for part in (wide, inside, behind, apart)]
     assert sidecars.believable(each, 200) == (apart,)
 
 
-def test_what_ends_behind_the_total_is_not_believed() -> None:
+def test_a_part_beyond_the_total_is_not_believed() -> None:
     assert sidecars.believable([sidecar(0, Part(0, 0, 100, 0))], 99) == ()
 
 
@@ -134,7 +134,7 @@ def test_lost_parts_follow_the_part_rule_between_their_neighbours() -> None:
     )
 
 
-def test_what_is_filled_covers_everything_once() -> None:
+def test_parts_with_filled_gaps_cover_every_byte_once() -> None:
     known = [Part(0, 30 * MB, 100 * MB, 0), Part(1, 200 * MB, 5, 0)]
     parts = sidecars.fill_gaps(known, 262 * MB, ())
     assert ranges.normal((part.offset, part.end) for part in parts) == ((0, 262 * MB),)

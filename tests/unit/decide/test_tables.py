@@ -115,7 +115,7 @@ def test_nothing_makes_a_finding_past_the_table() -> None:
     assert past == []
 
 
-def test_what_hides_something_is_an_error_that_a_repair_reports() -> None:
+def test_a_finding_that_hides_something_is_an_error_that_repair_reports() -> None:
     hiding = [row for row in finding_kinds.TABLE if row.hides]
     assert {row.kind for row in hiding} == {"store_unlisted", "store_unseen", "manifest_unreadable"}
     for row in hiding:

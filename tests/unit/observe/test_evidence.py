@@ -118,7 +118,9 @@ def test_memory_of_another_file_does_not_count(models: Store, other: dict[str, i
 
 
 @pytest.mark.parametrize("other", [{}, {"inode": 1}])
-def test_what_is_doubted_counts_for_a_copy_too(models: Store, other: dict[str, int]) -> None:
+def test_bytes_in_doubt_are_in_doubt_in_a_copy_as_well(
+    models: Store, other: dict[str, int]
+) -> None:
     digest = models.broken("0:50")
     given = remembered(models, digest, doubted=((20 * MB, 21 * MB),), **other)
     trusted = one(models, given).trust.trusted
@@ -170,7 +172,7 @@ def test_the_answer_of_a_registry_is_good_for_an_hour(
     assert (one(models, memory, clock=lambda: now).total == 300 * MB) is counts
 
 
-def test_what_is_no_file_is_not_opened(models: Store) -> None:
+def test_a_pipe_in_place_of_the_data_is_not_opened(models: Store) -> None:
     digest = models.broken("0:1")
     data = models.blobs / f"sha256-{digest}-partial"
     data.unlink()

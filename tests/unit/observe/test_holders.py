@@ -476,7 +476,7 @@ def test_our_own_process_is_known_in_every_form(words: str, ours: bool) -> None:
 
 @pytest.mark.parametrize("renamed", [False, True])
 @pytest.mark.parametrize("deleted", [False, True])
-def test_what_is_mapped_is_held_where_its_device_is_shown_as_another(
+def test_a_mapped_file_is_held_even_if_the_maps_show_another_device(
     models: Store, data: Path, children: Children, renamed: bool, deleted: bool
 ) -> None:
     """A subvolume of btrfs has a device of its own, and the maps have that of the whole."""

@@ -184,7 +184,7 @@ def test_manifests_lie_exactly_four_deep(
         (b'{"manifests": [{"digest": "sha256:1", "size": 1}]}', ManifestFault.EMPTY),
     ],
 )
-def test_what_is_wrong_with_a_manifest(
+def test_a_scan_finds_the_fault_of_a_manifest(
     models: Store, fd: int, raw: bytes, fault: ManifestFault
 ) -> None:
     models.manifest("m/latest", raw)

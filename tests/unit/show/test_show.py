@@ -102,7 +102,7 @@ def test_a_document_has_a_schema_integers_and_times() -> None:
     assert all(each["severity"] in ("info", "warning", "error") for each in made["findings"])
 
 
-def test_what_could_not_be_read_is_null_not_zero() -> None:
+def test_byte_counts_of_an_unreadable_download_are_null_not_zero() -> None:
     (one,) = document(evidence(download(unreadable="Input/output error")))["downloads"]
     assert one["bytes"]["claimed"] is None
     assert one["bytes"]["present"] is None

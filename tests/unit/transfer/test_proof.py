@@ -39,7 +39,7 @@ def test_the_first_one_that_is_all_there_is_looked_at() -> None:
     assert found.front(30) == 20
 
 
-def test_what_came_earlier_is_looked_at_once_the_whole_is_wrong() -> None:
+def test_earlier_chunks_are_checked_once_the_whole_layer_is_wrong() -> None:
     found = proof((0, 15))
     assert found.front(30) == 10
     found.judge(CHUNKS[1], "b" * 64)
@@ -137,7 +137,7 @@ def test_sums_are_read_with_any_space_between() -> None:
         b"\xff" * 100,
     ],
 )
-def test_what_is_not_all_of_the_layer_is_not_believed(text: bytes) -> None:
+def test_sums_that_do_not_cover_the_whole_layer_are_rejected(text: bytes) -> None:
     with pytest.raises(ValueError, match="sums"):
         sums.parsed(text, 30)
 
