@@ -172,6 +172,25 @@ def test_sums_by_which_all_is_right_are_of_something_else(store: OneBlob) -> Non
     assert store.kept.read_bytes() == ours
 
 
+def test_a_stop_while_chunks_are_compared_leaves_the_blob_for_the_next_run(
+    store: OneBlob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.verify()
+    store.damaged(store.flipped(3500))
+    stopped: list[bool] = []
+
+    def then_stop(*_: object) -> bool:
+        stopped.append(True)
+        return True
+
+    with monkeypatch.context() as patched:
+        patched.setattr(sums, "wrong", then_stop)
+        report = one_run(Host(str(store.path)), VERIFY, stop=lambda: bool(stopped))
+    assert len(stopped) == 1
+    assert not report.outcomes
+    assert wrong(store.verify()) == [((3000, 4000),)]
+
+
 def test_so_many_ranges_and_no_more_are_remembered(
     store: OneBlob, monkeypatch: pytest.MonkeyPatch
 ) -> None:
