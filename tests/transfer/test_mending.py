@@ -96,13 +96,19 @@ def test_the_plan_names_the_bytes_and_changes_nothing(here: Here) -> None:
     assert "fetch_chunks" not in {each["verb"] for each in actions}
 
 
-def test_without_a_word_for_it_no_byte_is_fetched(here: Here) -> None:
+@pytest.mark.parametrize("words", [("repair", "--yes"), ("pull", "--insecure", "MODEL")])
+def test_without_a_word_for_it_no_byte_is_fetched(here: Here, words: tuple[str, ...]) -> None:
+    """The damaged blob goes to quarantine, and its right chunks are copied from there."""
     flip(here, 3)
     verify(here)
     done = run(here.path, "repair", "--yes")
     assert "repair --fetch" in " ".join(done.stdout.split())
     assert here.served == 0
-    document(here, "repair", "--yes", OLLAMA_WATCH_FETCH="true")
+    words = tuple(here.model.name if each == "MODEL" else each for each in words)
+    said = {"OLLAMA_WATCH_FETCH": "true", "OLLAMA_HOST": "127.0.0.1:1"}
+    done = run(here.path, *words, env=said)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert here.served <= CHUNK + 1
     check_right(here)
 
 

@@ -139,6 +139,9 @@ class ByTransfer:
         if ended is not None:
             return ended
         self._log_begin()
+        left = account.missing() - {each.digest for each in partials}
+        sizes = {digest: account.promised.get(digest, 0) for digest in left}
+        partials = (*partials, *publication.damaged(self._host.store, sizes))
         fetched = yield from self._driven(Transfer.run, partials)
         return (yield from self._published(fetched))
 

@@ -97,7 +97,8 @@ class Mender:
         seen = Reconciler(self._host, self._settings).inspect(scope=scope)
         for each in publication.live(seen):
             raise ChangedError(f"the server pulls {names.short(each.digest)}", "wait until it ends")
-        yield from publication.partials(seen)
+        left = publication.partials(seen)
+        yield from left or publication.damaged(self._host.store, {action.subject: action.needs})
 
     def _options(self) -> values.Options:
         return values.Options(

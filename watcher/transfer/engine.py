@@ -171,7 +171,7 @@ class Engine:
             arrived = ranges.size(ledger.arrived)
             self._emit(Progress(layer.digest, layer.size, arrived, 0, copied=True))
         if copied:
-            whose = "damaged blob" if partial.is_blob else "server's download"
+            whose = "damaged blob" if partial.is_blob or partial.label else "server's download"
             text = f"copied {decimal(copied)} from the {whose}"
             self._emit(Noticed(layer.digest, text))
 

@@ -6,20 +6,22 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 
 from watcher.act import journal
 from watcher.config import Settings
 from watcher.decide import repairing, safety
 from watcher.errors import LockedError
-from watcher.model import Condition, Diagnosed, RefusalKind, Scope, Visibility
+from watcher.model import Condition, Diagnosed, Kind, RefusalKind, Scope, Visibility
 from watcher.observe import scan
+from watcher.observe.blobs import look_at_quarantine
 from watcher.observe.host import Host
 from watcher.ollama import names, server
 from watcher.ollama.pull_stream import PullStream, ServerGoneError
 from watcher.reconcile import Reconciler, Report
 from watcher.state import folders, fs, hashes, records
 from watcher.state.hashes import Hashed
+from watcher.state.memory import Memory
 from watcher.state.records import State
 from watcher.transfer.ledger import Identity
 from watcher.transfer.model import Fetched
@@ -178,3 +180,16 @@ def partials(seen: Report | None) -> tuple[Partial, ...]:
         for each in seen.diagnosis.diagnosed
         if each.download.data is not None and repairing.is_left(each) and each.digest not in pulled
     )
+
+
+def damaged(path: str, sizes: Mapping[str, int]) -> tuple[Partial, ...]:
+    """What a store has in quarantine of layers; of another length, it may be right up to there."""
+    found: dict[str, Partial] = {}
+    with contextlib.suppress(OSError), folders.opened_store(path) as opened:
+        for kept in look_at_quarantine(opened, Memory())[0]:
+            digest, entry = names.parse_blob(kept.name).digest, kept.entry
+            size = sizes.get(digest)
+            if size and names.is_blob(kept.name) and entry.kind is Kind.FILE:
+                trusted = ((0, min(size, entry.size)),) if entry.size != size else ()
+                found[digest] = Partial(digest, *entry.identity, trusted, label=kept.label)
+    return tuple(found.values())

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from watcher.observe import parts
+from watcher.observe.blobs import QUARANTINE
 from watcher.ollama import names, ranges
 from watcher.ollama.names import ModelName
 from watcher.state import folders, fs, state_folder, sums, transfers
@@ -136,9 +137,13 @@ class Store:
         `all_of_it`: all that was written, since each chunk is compared. Nothing where that is
         another file by now. Raises OSError.
         """
+        name = names.blob(partial.digest) if partial.is_blob else names.data(partial.digest)
         try:
-            name = names.blob if partial.is_blob else names.data
-            fd = fs.open_to_read(name(partial.digest), self._blobs)
+            if partial.label:
+                with state_folder.opened_in(QUARANTINE, self._ours) as quarantine:
+                    fd = fs.open_to_read(partial.label, quarantine)
+            else:
+                fd = fs.open_to_read(name, self._blobs)
         except OSError:
             return
         try:

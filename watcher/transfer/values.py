@@ -61,6 +61,8 @@ class Partial(NamedTuple):
     trusted: Ranges
     #: It is the blob itself, which is damaged and counts as not there.
     is_blob: bool = False
+    #: Its name in quarantine, if it is a damaged blob that lies there.
+    label: str = ""
 
 
 class Order(NamedTuple):
