@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.driving import run
 from watcher.demo.registry import Fault, Manners
 from watcher.model import MIB
 from watcher.state import sums, transfers
@@ -50,6 +51,23 @@ def test_a_sound_layer_costs_no_byte_more_and_its_sums_are_kept(here: Here) -> N
     assert asked_for_sums(here) == 1
     assert len(sums.parsed(kept(here).read_bytes(), here.size)) == 3
     assert not here.notices()
+
+
+def test_clean_removes_the_sums_of_a_layer_that_is_neither_there_nor_on_its_way(here: Here) -> None:
+    here.registry.hold(here.model.digests[0], at=(CHUNK,))
+    with Background(here.transfer(with_options(sums_from=MIB, connections=1))):
+        wait_for(lambda: here.arrived() >= CHUNK - MIB)
+    clean = ("clean", "--yes", "--stale-after", "1h")
+    assert run(here.path, *clean).returncode == 0
+    assert kept(here).exists()
+    here.registry.release()
+    here.pull(OPTIONS)
+    assert run(here.path, *clean).returncode == 0
+    assert kept(here).exists()
+    here.manifest.unlink()
+    here.blob.unlink()
+    assert run(here.path, *clean).returncode == 0
+    assert not kept(here).exists()
 
 
 def test_a_small_layer_is_not_worth_them(here: Here) -> None:
