@@ -124,6 +124,25 @@ def test_one_that_fails_is_left_alone_and_the_rest_is_the_registrys(
     assert not here.waits()
 
 
+def test_one_that_fails_at_one_layer_is_asked_for_no_other(here: Here, mirror: Mirror) -> None:
+    layers = [Made(6 * MIB), Made(12 * MIB)]
+    mirror.add_model("demo", "1b", layers, extras=False)
+    here.model = here.registry.add_model("demo", "1b", layers, extras=False)
+    first, second = here.model.digests
+    mirror.add_fault(Fault("reset", after=MIB, digest=first))
+    for digest in (first, second):
+        mirror.hold(digest, at=(1000,))
+    options = with_options(connections=2, piece=6 * MIB)
+    with Background(here.transfer(options, mirrors=(mirror.url,))) as running:
+        for digest in (first, second):
+            mirror.wait_held(digest, 1)
+        mirror.release(first)
+        wait_for(lambda: "is no longer used" in here.notices())
+        mirror.release(second)
+        here.publish(running.result())
+    assert mirror.bytes_served(second) == 6 * MIB + 1
+
+
 def test_one_that_is_silent_gives_the_rest_to_the_registry(here: Here, mirror: Mirror) -> None:
     mirror.add_fault(Fault("stall", after=300_000, begin=1))
     here.pull(with_options(connections=1, stall=1.0), mirrors=(mirror.url,))

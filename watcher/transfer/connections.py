@@ -176,7 +176,7 @@ class Connections:
         except TryError as error:
             if not address.mirror:
                 raise
-            self._registry.leave(fetch.layer, address, str(error))
+            self._registry.leave(address.mirror, str(error))
 
     async def _answered(
         self, connection: _Connection, fetch: Fetch, piece: Piece, address: Address

@@ -164,17 +164,18 @@ class Registry:
                 return answer.body
         return b""
 
-    def leave(self, layer: Layer, address: Address, why: str) -> None:
-        """Ask a mirror nothing more."""
-        self._mirrors.leave(address.mirror, why)
-        self.expire(layer, address)
+    def leave(self, mirror: str, why: str) -> None:
+        """Ask a mirror nothing more, for any layer."""
+        self._mirrors.leave(mirror, why)
+        known = self._addresses.items()
+        self._addresses = {digest: each for digest, each in known if each.mirror != mirror}
 
     def distrust(self, layer: Layer) -> None:
         """A mirror has sent wrong bytes of a layer: the registry's own are fetched."""
         known = self._addresses.get(layer.digest)
         self._own_only.add(layer.digest)
         if known is not None and known.mirror:
-            self.leave(layer, known, f"{names.short(layer.digest)}: checksum mismatch")
+            self.leave(known.mirror, f"{names.short(layer.digest)}: checksum mismatch")
 
     def expire(self, layer: Layer, address: Address) -> bool:
         """An address works no longer: the next one who needs it asks anew.
