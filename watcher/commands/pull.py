@@ -11,11 +11,7 @@ from watcher.errors import Exit
 
 
 @declare.command(
-    examples=[
-        "pull llama3",
-        "pull llama3 qwen3:32b --until-done",
-        "pull llama3 --rate 5MB/s",
-    ],
+    examples=["pull llama3", "pull llama3 qwen3:32b --until-done", "pull llama3 --rate 5MB/s"],
     read_on="docs/pull.md: what a pull waits for, and what ends it; docs/transfers.md",
 )
 @complete.MODELS

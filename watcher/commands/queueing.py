@@ -117,9 +117,7 @@ def queued(context: Context, host: str | None, *, insecure: bool) -> Drive:
     """What drives an item of the queue, through the server at `host`."""
     found = pulling.site_of(context, host)
     options = Options(
-        insecure,
-        connections=context.settings.connections,
-        limit=Limit(context.settings.rate),
+        insecure, connections=context.settings.connections, limit=Limit(context.settings.rate)
     )
     return _driver(context, found, lambda _: options, lambda: False)
 

@@ -41,11 +41,7 @@ _SINGLE = {
 }
 #: What writes progress files; and all that an act on a download in parts does.
 WRITING = frozenset({ActionKind.WRITE_SIDECARS, ActionKind.GIVE_BACK})
-IN_PARTS = WRITING | {
-    ActionKind.TAKE_OVER,
-    ActionKind.REMOVE_DOWNLOAD,
-    ActionKind.REMOVE_SURPLUS,
-}
+IN_PARTS = WRITING | {ActionKind.TAKE_OVER, ActionKind.REMOVE_DOWNLOAD, ActionKind.REMOVE_SURPLUS}
 
 
 class ForeignError(Exception):
