@@ -801,6 +801,23 @@ def test_who_only_reads_it_is_no_reason_to_wait(here: Here) -> None:
     assert outcome.result is Result.DONE
 
 
+@pytest.mark.parametrize("dense", [False, True])
+def test_bytes_that_a_power_cut_may_have_lost_are_not_claimed_by_a_repair(
+    here: Here, dense: bool
+) -> None:
+    """`dense`: on a file system without holes."""
+    here.lay_out()
+    log = here.folder / "arrived"
+    log.write_text(log.read_text().replace(log.read_text().split("\n")[0], "another start"))
+    if dense:
+        here.data.write_bytes(here.data.read_bytes())
+    assert here.run(GIVE).outcomes
+    for path in here.partial_files():
+        age(path, HOUR)
+    here.run(rules(repair=True, writers_visible=True))
+    assert here.claimed() == list(DURABLE)
+
+
 def test_the_command_gives_back(here: Here) -> None:
     here.lay_out()
     done = run(here.store.path, "repair", "--give-back", "--dry-run")

@@ -249,6 +249,9 @@ class _Batch(NamedTuple):
             arrived = transfers.arrived(folder, action.subject, boot, size)
             if ranges.difference(sidecars.claims(action.parts), arrived):
                 raise transaction.changed(transfers.DATA)
+            # Where there are no holes, a repair would take what lies behind lost bytes for the end.
+            for lost in ranges.complement(arrived, size):
+                fs.blank(fd, *lost)
             fs.cut(fd, max(part.end for part in action.parts))
             _make_blob(fd, folder, blobs)
             name = names.data(action.subject)

@@ -185,6 +185,7 @@ class Cause(_Row, enum.Enum):
             "invalid URL|no Host in request URL|invalid control character in URL",
             r"maximum redirects exceeded|stopped after \d+ redirects|too many redirects",
             "no Location header|no such port|first path segment in URL|unknown port",
+            r"^\S+ refers to ",
         ),
     )
     BAD_MANIFEST = _Row(

@@ -760,6 +760,22 @@ def cut(fd: int, size: int) -> None:
     os.ftruncate(fd, size)
 
 
+def blank(fd: int, start: int, end: int) -> None:
+    """Make zeros of the bytes ``[start, end)`` of such a file, as where nothing was written."""
+    while start < end:
+        try:
+            start = os.lseek(fd, start, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == errno.ENXIO:
+                return  # a hole, or the end
+        piece = os.pread(fd, min(_PIECE, max(0, end - start)), start)
+        if not piece:
+            return
+        if any(piece):
+            write_at(fd, [bytes(len(piece))], start)
+        start += len(piece)
+
+
 def copy(source: int, fd: int, start: int, end: int) -> None:
     """Copy the bytes ``[start, end)`` of a file to the same place in such a file.
 

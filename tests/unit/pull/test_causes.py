@@ -242,6 +242,8 @@ def test_a_model_of_any_name_changes_nothing() -> None:
 @pytest.mark.parametrize(
     ("text", "cause"),
     [
+        ("r refers to an unsupported protocol: ftp", Cause.BAD_ADDRESS),
+        ("r refers to http, which is not encrypted", Cause.BAD_ADDRESS),
         ("localhost:5000 answers 451 for layer sha256-310123456789", Cause.LEGAL),
         ("localhost:5000 answered 404 for layer sha256-310123456789", Cause.NO_LAYER),
         ("localhost:5000 answered 410 for layer sha256-310123456789", Cause.NO_LAYER),
