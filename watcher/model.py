@@ -283,6 +283,12 @@ class Download:
         return self.is_wrong and not self.trust.trusted
 
     @property
+    def is_needless(self) -> bool:
+        """Whether none of it is worth keeping: its data is wrong, or its finished blob is right."""
+        blob = self.finished
+        return self.is_useless or (blob is not None and blob.sha256 == self.digest.lower())
+
+    @property
     def allocated(self) -> int:
         """Bytes on the disk, all entries together."""
         return sum(entry.allocated for entry in self.entries)

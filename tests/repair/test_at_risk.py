@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import SERVERS
-from tests.support.notation import Store, age, digest_of
-from tests.support.runs import changed, one_look, rules
+from tests.support.notation import MB, Store, age, digest_of
+from tests.support.runs import changed, one_look, one_run, rules
 from tests.support.servers import Server
 from watcher.model import Finding, Severity
 from watcher.state import fs
@@ -118,6 +118,14 @@ def test_the_command_is_printed_once_it_does_something(
     done = run("--store", str(models.path), "repair", "--yes").stdout
     printed = re.search(rb"(Run:|->) .* repair ", said) is not None
     assert printed is (b"nothing to repair" not in done)
+
+
+def test_a_download_is_not_at_risk_once_its_finished_blob_was_found_right(models: Store) -> None:
+    models.broken("0:0", aged="2h", total=5 / MB, name="layer")
+    models.manifest("m/latest", {models.blob(b"layer"): 5})
+    assert at_risk(models)
+    one_run(models.host(), rules(repair=False, hash=True, verify=True))
+    assert at_risk(models) == []
 
 
 def test_stale_downloads_and_old_orphans_are_not_at_risk(models: Store) -> None:

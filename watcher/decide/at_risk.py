@@ -23,7 +23,7 @@ class AtRisk(NamedTuple):
 
 def is_needed(each: Diagnosed) -> bool:
     """Whether something of a server's download is worth keeping, and it is not stale."""
-    return not (each.stale or each.download.ours or each.download.is_useless)
+    return not (each.stale or each.download.ours or each.download.is_needless)
 
 
 def of_downloads(diagnosed: Iterable[Diagnosed]) -> Iterator[AtRisk]:

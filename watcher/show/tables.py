@@ -77,7 +77,7 @@ def _fates(seen: Evidence, diagnosis: model.Diagnosis) -> list[tuple[Diagnosed, 
     doomed = findings.doomed(diagnosis.forecast) if diagnosis.forecast else {}
     fates = []
     for each in diagnosis.diagnosed:
-        is_safe = each.condition is Condition.LIVE or each.download.is_useless
+        is_safe = each.condition is Condition.LIVE or each.download.is_needless
         when = at_risk.unwatched(at_risk.ends(each.download.entries, doomed), seen)
         fates.append((each, "" if is_safe else findings.fate_of(each.download, seen.now, when)))
     return fates
