@@ -123,7 +123,8 @@ def _state(diagnosed: Diagnosed) -> str:
         return f"stale: no bytes for {advice.duration(diagnosed.age)}"
     if diagnosed.download.is_wrong:
         return diagnosed.because
-    return conditions.row(diagnosed.condition).words
+    words = conditions.row(diagnosed.condition).words
+    return f"{words}: {diagnosed.because}" if diagnosed.condition is Condition.REDUNDANT else words
 
 
 def _sentence(text: str) -> str:

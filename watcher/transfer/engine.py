@@ -197,8 +197,10 @@ class Engine:
             self._emit(Noticed(digest, f"checksum mismatch: {whose} must be downloaded again"))
             if fetch.ledger.mirrored:
                 self._registry.distrust(fetch.layer)
+            self._emit(fetch.progress())  # before and after, so that all of it counts as lost
             for _, each in doubted:
                 await fetch.forget(each)
+            self._emit(fetch.progress())
         if not fetch.proof.chunks and (made := found.sums()):
             self._store.keep_sums(fetch.layer, made)
         while not self._is_last() and not await self._sync(fetch):
