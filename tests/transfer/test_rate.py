@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
+import os
 import time
 
 import pytest
@@ -13,6 +15,7 @@ from watcher.pull.account import Options
 from watcher.pull.driver import Pull
 from watcher.pull.target import Target
 from watcher.transfer.rate import Limit
+from watcher.transfer.store import Store
 from watcher.transfer.values import Layer
 
 from .driven import BOOT, Background, Here, wait_for, with_options
@@ -40,6 +43,16 @@ def test_a_layer_that_nobody_fetches_any_more_gets_no_share(here: Here) -> None:
         with opened.ledger(OTHER, BOOT):
             assert opened.running() == 1
         assert opened.running() == 0
+
+
+def test_a_pull_goes_on_where_the_others_can_not_be_counted(
+    here: Here, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: Store) -> int:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(Store, "running", fail)
+    here.pull(with_options(limit=Limit(100_000_000)))
 
 
 @pytest.mark.parametrize("then", [0, 1_000_000_000])

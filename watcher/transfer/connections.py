@@ -312,8 +312,9 @@ class Connections:
         """Take of the rate what falls to the layers that are fetched here, of all of the store."""
         while True:
             if self._options.limit.per_second:
-                running, ours = await in_thread(self._store.running), max(1, len(self.open))
-                self._bucket.share = ours / max(running, ours)
+                with contextlib.suppress(OSError):  # it stays as it was, then
+                    running, ours = await in_thread(self._store.running), max(1, len(self.open))
+                    self._bucket.share = ours / max(running, ours)
             await asyncio.sleep(_SHARE_SECONDS)
 
     @staticmethod
