@@ -21,7 +21,7 @@ from watcher.errors import Exit
     type=click.IntRange(1, 16),
     default=1,
     metavar="N",
-    help="Models at the same time.",
+    help="Models at the same time (default 1).",
 )
 @click.option("--verify", is_flag=True, help="Also hash layers that were on disk before.")
 @declare.insecure
