@@ -198,9 +198,13 @@ def test_a_reader_never_sees_half_of_it(store: HealthyStore, file: Path) -> None
     with Daemon(store.path, to(file)) as daemon:
         whole = len(file.read_text().splitlines())
         for number in range(20):
-            store.download(f"number {number}", aged=DAY)
-            while len(daemon.of("partial_found")) <= number:
+            digest = store.download(f"number {number}", aged=DAY)
+
+            def is_told(digest: str = digest) -> bool:
                 assert len(file.read_text().splitlines()) >= whole
+                return any(digest in str(each["details"]) for each in daemon.events)
+
+            wait_until(is_told, "the download")
 
 
 # ---------------------------------------------------------------- a listener
