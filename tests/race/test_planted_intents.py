@@ -21,7 +21,7 @@ from tests.conftest import needs_root
 from tests.support.driving import POLICY, HealthyStore, content, host, private_proc
 from tests.support.runs import changed, one_look, one_run, rules
 from tests.support.transfers import lay_out
-from watcher.model import ActionKind, Kind, Part, Result, Rules
+from watcher.model import MIB, ActionKind, Kind, Part, Result, Rules
 from watcher.observe import intents
 from watcher.ollama.sidecars import write
 from watcher.state import transfers
@@ -567,16 +567,17 @@ def test_a_change_from_an_earlier_start_is_put_back(store: HealthyStore, proc: s
 
 
 def test_no_intent_that_is_written_is_too_large_to_be_read(store: HealthyStore, proc: str) -> None:
-    """20,000 sidecars in one download; it is killed before anything is decided, and put back."""
+    """10,000 sidecars in one download; it is killed before anything is decided, and put back."""
     digest = store.download("large", parts=1)
-    paths = [store.blobs / f"sha256-{digest}-partial-{number}" for number in range(1, 20_000)]
+    paths = [store.blobs / f"sha256-{digest}-partial-{number}" for number in range(1, 10_000)]
     for path in paths:
         path.write_bytes(b"{}")
     planted = Planted(store)
     planted.says(ActionKind.REMOVE_DOWNLOAD, store.partial(digest), *paths, digest=digest)
     note = (planted.path / intents.NOTE).stat().st_size
+    assert note > MIB, "more than other files of ours may have"
     assert note / len(paths) * intents.MOST_FILES < intents.READ_LIMIT
     planted.take(store.partial(digest), *paths)
     one_run(host(store, proc), changed(POLICY, clean=False))
-    assert len(store.partials(digest)) == 20_001
+    assert len(store.partials(digest)) == 10_001
     assert store.leftovers() == []

@@ -41,11 +41,13 @@ class ServerDiedError(AssertionError):
 
 def wait_until(condition: Callable[[], object], what: str, timeout: float = TIMEOUT) -> None:
     """Wait until `condition()` is true. Raises TimeoutError naming `what`."""
-    until = time.monotonic() + timeout
+    began = time.monotonic()
     while not condition():
-        if time.monotonic() > until:
+        waited = time.monotonic() - began
+        if waited > timeout:
             raise TimeoutError(f"waited {timeout} s for {what}")
-        time.sleep(0.005)
+        # To look is work, too, and what takes long is not missed by some milliseconds.
+        time.sleep(0.005 if waited < 0.1 else 0.02)
 
 
 class Pull:
