@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.filesize import decimal
 
-from tests.support.driving import Daemon, audit, run
+from tests.support.driving import Daemon, audit, command, environment, run
 from watcher.demo.registry import Fault, Manners, Registry
 from watcher.model import MIB
 from watcher.state import sums
@@ -109,6 +112,36 @@ def test_without_a_word_for_it_no_byte_is_fetched(here: Here, words: tuple[str, 
     done = run(here.path, *words, env=said)
     assert done.returncode == 0, done.stdout + done.stderr
     assert here.served <= CHUNK + 1
+    check_right(here)
+
+
+def answered(here: Here, answers: bytes) -> str:
+    """What `repair` prints on a terminal on which somebody answers."""
+    ours, theirs = os.openpty()
+    with subprocess.Popen(
+        command(here.path, "repair"),
+        env=environment(here.path),
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+    ):
+        os.close(theirs)
+        os.write(ours, answers)
+        printed = b""
+        with contextlib.suppress(OSError):  # EIO: nobody has it open any more
+            while more := os.read(ours, 4096):
+                printed += more
+    os.close(ours)
+    return printed.decode()
+
+
+def test_a_prompt_names_the_bytes(here: Here) -> None:
+    flip(here, 3)
+    verify(here)
+    question = f"Do it, and fetch at most {decimal(SIZE)}?"
+    assert question in answered(here, b"n\n")
+    assert here.served == 0
+    assert question in answered(here, b"y\ny\n")
     check_right(here)
 
 

@@ -70,7 +70,7 @@ def fetched(evidence: Evidence, rules: Rules) -> Iterator[model.Planned]:
         yield Action(
             ActionKind.FETCH_CHUNKS,
             odd.digest,
-            f"{blob_findings.damage(odd)}; its registry has it, and only what is wrong is fetched",
+            f"{blob_findings.damage(odd)}; what is wrong of it is fetched from its registry",
             found,
             sum(each.freed for each in found) if goes else 0,
             models=odd.models,
