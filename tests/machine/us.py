@@ -50,7 +50,7 @@ class _Disk(Breaking):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             self._room -= size
         if name == "pwritev":
-            self._keep(words[0], b"")
+            self._keep(words[0], first=True)  # what was taken over was synced before
         made = super().call(name, do, *words, **more)
         if name == "fsync":
             self._keep(words[0])
@@ -60,13 +60,12 @@ class _Disk(Breaking):
         """What was written is on the disk."""
         self.call("fdatasync", self._keep, fd)
 
-    def _keep(self, fd: int, content: bytes | None = None) -> None:
+    def _keep(self, fd: int, *, first: bool = False) -> None:
         path = Path(os.readlink(f"/proc/self/fd/{fd}"))
         if path.name != "data":
             return
         kept = self._synced / identity(path)
-        if content is not None:
-            kept.touch()
+        if first and kept.exists():
             return
         new = kept.with_suffix(".new")
         shutil.copyfile(path, new)
