@@ -241,6 +241,16 @@ def test_broken_at_any_call_a_blob_has_its_damaged_file_or_the_right_one(
         shutil.rmtree(store.path)
 
 
+def test_where_names_can_not_be_exchanged_the_right_file_gets_its_name(
+    tmp_path: Path, driver: Driver, layer: Layer
+) -> None:
+    act = ACTS["fetch"]
+    trial = Trial(tmp_path, driver, act._replace(order={**act.order, "no_replace": False}), layer)
+    store = trial.reference
+    assert (store.blobs / f"sha256-{layer.digest}").read_bytes() == layer.content
+    assert not list(store.ours.glob("transfers/*/data"))
+
+
 def test_killed_while_a_take_over_is_put_back_it_is_put_back_all_the_same(
     tmp_path: Path, driver: Driver, layer: Layer
 ) -> None:
