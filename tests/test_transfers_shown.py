@@ -42,7 +42,7 @@ from watcher.ollama import ranges, sidecars
 from watcher.ollama.names import to_model
 from watcher.reconcile import Report
 from watcher.state import folders, fs, registry_cache, transfers
-from watcher.transfer import publication
+from watcher.transfer import taking_over
 
 from .conftest import needs_root
 
@@ -199,10 +199,10 @@ def test_it_is_in_use_while_its_lock_is_held(here: Here) -> None:
         assert done.returncode == 3
         assert "fetches it" in done.stderr
         assert not here.look().evidence.pulling, "no reason to leave the server's downloads"
-        assert publication.live(here.look()) == [], "a second pull of ours joins in"
+        assert taking_over.live(here.look()) == [], "a second pull of ours joins in"
     assert here.seen().condition is Condition.TRANSFER
     assert here.data.exists()
-    assert publication.partials(here.look()) == ()
+    assert taking_over.partials(here.look()) == ()
 
 
 def known_as_half(here: Here) -> None:

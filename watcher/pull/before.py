@@ -1,7 +1,7 @@
 """What a pull looks at before any byte is moved: what is here, what it lacks, and the disk."""
 
 import os
-from collections.abc import Callable, Generator, Iterator, Mapping, Set
+from collections.abc import Generator, Iterator, Mapping, Set
 from contextlib import suppress
 from dataclasses import replace
 
@@ -17,9 +17,10 @@ from watcher.pull import disk, verification
 from watcher.pull.account import Account, Update
 from watcher.pull.failures import Cause, End
 from watcher.pull.target import Target
-from watcher.reconcile import Reconciler, Report, approve_none
+from watcher.reconcile import Reconciler
 from watcher.state import folders
 from watcher.state.records import State
+from watcher.transfer import taking_over
 
 _RESERVE = 512 << 20  #: so much of a disk stays free, or a fiftieth of a small one
 _REMOVALS = frozenset({ActionKind.REMOVE_DOWNLOAD, ActionKind.REMOVE_SURPLUS})
@@ -124,7 +125,8 @@ def check_room(account: Account, arrived: int) -> Generator[Update, None, End | 
     if missing > free:
         why = f"{decimal(missing)} to download, but the disk has only {decimal(free)} free"
         return End(Cause.DISK_FULL, why)
-    report = look(account.target, others)
+    host, settings = account.target.host, account.target.settings
+    report = None if host is None else taking_over.look(host, settings, others)
     more = 0 if report is None else findings.lacking(report.diagnosis.diagnosed)
     if missing + more > free:
         yield account.note(
@@ -145,52 +147,6 @@ def flaw(raw: bytes) -> End:
 
 
 # ---------------------------------------------------------------- unfinished layers
-
-
-def look(target: Target, digests: Set[str]) -> Report | None:
-    """The state of some downloads, with nothing changed; None where it is not visible."""
-    if target.host is None or not digests:
-        return None
-    try:
-        return Reconciler(target.host, target.settings).inspect(scope=Scope(frozenset(digests)))
-    except (WatchError, OSError):
-        return None
-
-
-def recover(target: Target) -> None:
-    """Finish or undo what a kill has left of a change, so that its bytes count."""
-    from watcher.act import transaction
-
-    assert target.host is not None
-    with suppress(WatchError, OSError), folders.opened_store(target.host.store) as store:
-        if transaction.unfinished(target.host, store):
-            reconciler = Reconciler(target.host, target.settings)
-            reconciler.reconcile(modes.TAKE_OVER, Scope(frozenset()), approve_none)
-
-
-def take_over(
-    target: Target, sizes: Mapping[str, int], cancelled: Callable[[], bool]
-) -> Report | None:
-    """Make what a server has left of layers transfers of ours, where that may be done now.
-
-    `sizes`: their bytes, which their ledgers have to agree with. None where it failed.
-    """
-    assert target.host is not None
-    reconciler = Reconciler(replace(target.host, stops=cancelled), target.settings)
-    scope = Scope(frozenset(sizes))
-
-    def approve(planned: Plan) -> Plan:
-        return planned.filtered(lambda each: each.subject in alike)
-
-    try:
-        report = reconciler.inspect(modes.TAKE_OVER, scope)
-        left = (each for each in report.evidence.downloads if not each.ours)
-        alike = {each.digest for each in left if each.total == sizes.get(each.digest)}
-        if approve(report.plan).actions:
-            report = reconciler.reconcile(modes.TAKE_OVER, scope, approve)
-    except (WatchError, OSError):
-        return None
-    return report
 
 
 def remove_surplus(target: Target, digests: Set[str]) -> None:

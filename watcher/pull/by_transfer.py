@@ -9,14 +9,14 @@ import errno
 import os
 import queue
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import TypeVar
 
 from rich.filesize import decimal
 
-from watcher.decide.safety import Why
-from watcher.model import QUIET_SECONDS, Download, RefusalKind, Result
+from watcher.model import QUIET_SECONDS, Download, RefusalKind
 from watcher.observe import scan
 from watcher.ollama import names, ranges, registry
 from watcher.pull import before
@@ -27,7 +27,7 @@ from watcher.state import folders, registry_cache
 from watcher.state.event_log import EventType, clock
 from watcher.state.records import State
 from watcher.system import advice
-from watcher.transfer import auth, publication, store, values
+from watcher.transfer import auth, store, taking_over, values
 from watcher.transfer.model import Fetched, Transfer
 from watcher.transfer.publication import Publication
 from watcher.transfer.values import Layer, Noticed, Order, Partial, Progress, TransferError
@@ -53,11 +53,6 @@ _STRANGE = frozenset({errno.EINVAL, errno.EISDIR, errno.ELOOP, errno.EMLINK, err
 
 _NO_COPY = "there is no room for a copy of the server's download, which can't be taken over yet"
 _MAKE_ROOM = "free space for a copy of it, or let the server continue it"
-#: What ends by itself, nobody knows when.
-_PASSES = frozenset({RefusalKind.HELD, RefusalKind.SERVER_STARTS})
-_BUSY = Why(RefusalKind.CHANGED, "another process changes this store", "try again", 1.0)
-_OTHER_LENGTH = Why(RefusalKind.LENGTH, "its length is not the manifest's", "")
-_OURS_TOO = Why(RefusalKind.LIVE, "ollama-watch has fetched bytes that would be lost", "")
 
 T = TypeVar("T")
 
@@ -90,7 +85,7 @@ class ByTransfer:
         sizes = registry.sizes(known.raw.encode())
         account.progress.expect(sizes, account.finished(sizes))
         with contextlib.suppress(OSError, TransferError):
-            self._count(sizes, publication.partials(before.look(account.target, sizes.keys())))
+            self._count(sizes, taking_over.partials(self._look(sizes.keys())))
             if account.progress.done > account.progress.present:
                 yield before.note_resuming(account)
 
@@ -141,7 +136,7 @@ class ByTransfer:
         self._log_begin()
         left = account.missing() - {each.digest for each in partials}
         sizes = {digest: account.promised.get(digest, 0) for digest in left}
-        partials = (*partials, *publication.damaged(self._host.store, sizes))
+        partials = (*partials, *taking_over.damaged(self._host.store, sizes))
         fetched = yield from self._driven(Transfer.run, partials)
         return (yield from self._published(fetched))
 
@@ -181,8 +176,8 @@ class ByTransfer:
         """Leave layers that a server pulls to it, if that is wanted; how it was seen last."""
         account, since = self._account, time.time()
         while True:
-            seen = before.look(account.target, account.missing())
-            pulled = publication.live(seen)
+            seen = self._look(account.missing())
+            pulled = taking_over.live(seen)
             if not pulled or not account.options.wait or self._cancelled():
                 account.progress.here({}, account.finished(account.progress.sizes))
                 return seen
@@ -197,16 +192,22 @@ class ByTransfer:
                 yield account.reported(None, time.monotonic())
                 account.rest(_LOOK_SECONDS, self._cancelled)
 
+    def _look(self, digests: Set[str]) -> Report | None:
+        return taking_over.look(self._host, self._account.target.settings, digests)
+
     def _taken_over(self) -> Generator[Update, None, tuple[Sequence[Partial], End | None]]:
         """Take over what a server has left, or wait until that may be done.
 
         Returns what is to be copied, since there is room for it, and why the pull ends, if so.
         """
         account, tries, noted = self._account, 0, 0.0
+        settings = account.target.settings
         while True:
-            before.recover(account.target)
-            partials = [*publication.partials((yield from self._wait_for_server()))]
-            left = yield from self._not_taken(partials)
+            taking_over.recover(self._host, settings)
+            partials = [*taking_over.partials((yield from self._wait_for_server()))]
+            host, sizes = replace(self._host, stops=self._cancelled), account.promised
+            taking = taking_over.take(host, settings, partials, sizes, account.boot)
+            left = yield from account.noted(taking)
             if self._cancelled():
                 return (), CANCELED
             partials = [each for each in partials if each.digest in left]
@@ -234,25 +235,6 @@ class ByTransfer:
                     noted = until
                 yield account.reported(None, time.monotonic())
                 account.rest(min(_LOOK_SECONDS, why.left), self._cancelled)
-
-    def _not_taken(self, partials: Sequence[Partial]) -> Generator[Update, None, dict[str, Why]]:
-        """Take over what may be taken over now; why not the others, by digest."""
-        account = self._account
-        with store.opened(self._host.store) as opened:
-            left = {x.digest: _OURS_TOO for x in partials if opened.has_more(x, account.boot)}
-        sizes = {x.digest: account.promised[x.digest] for x in partials if x.digest not in left}
-        report = before.take_over(account.target, sizes, self._cancelled) if sizes else None
-        left |= dict.fromkeys(sizes, _BUSY if report is None else _OTHER_LENGTH)
-        for each in () if report is None else report.plan.refusals:
-            seconds = 1.0 if each.kind in _PASSES else each.seconds_left
-            left[each.subject] = Why(each.kind, each.why, each.remedy, seconds, each.command)
-        for outcome in () if report is None else report.outcomes:
-            if outcome.result is Result.DONE:
-                del left[outcome.action.subject]
-                yield account.note(outcome.message)
-            else:
-                left[outcome.action.subject] = _BUSY._replace(reason=outcome.message)
-        return left
 
     # ------------------------------------------------------------ the transfer
 

@@ -17,7 +17,7 @@ from watcher.ollama.names import ModelName
 from watcher.pull import before
 from watcher.reconcile import Reconciler
 from watcher.state import folders, state_folder, transfers
-from watcher.transfer import auth, publication, values
+from watcher.transfer import auth, taking_over, values
 from watcher.transfer.ledger import Identity
 from watcher.transfer.model import Fetched, Transfer
 from watcher.transfer.rate import Limit
@@ -95,10 +95,10 @@ class Mender:
             return
         scope = Scope(frozenset({action.subject}))
         seen = Reconciler(self._host, self._settings).inspect(scope=scope)
-        for each in publication.live(seen):
+        for each in taking_over.live(seen):
             raise ChangedError(f"the server pulls {names.short(each.digest)}", "wait until it ends")
-        left = publication.partials(seen)
-        yield from left or publication.damaged(self._host.store, {action.subject: action.needs})
+        left = taking_over.partials(seen)
+        yield from left or taking_over.damaged(self._host.store, {action.subject: action.needs})
 
     def _options(self) -> values.Options:
         return values.Options(

@@ -5,5 +5,5 @@ a ledger of what has arrived. After a kill, a power cut, a full disk or a lost c
 continues where it stopped. It gets its name in ``blobs/`` once its hash is right, and the manifest
 comes last.
 
-Others use `model.Transfer`, `publication`, `store.opened` and `values`.
+Others use `model.Transfer`, `taking_over`, `publication`, `store.opened` and `values`.
 """

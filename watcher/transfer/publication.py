@@ -6,27 +6,26 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Sequence
 
 from watcher.act import journal
 from watcher.config import Settings
-from watcher.decide import repairing, safety
+from watcher.decide import safety
 from watcher.errors import LockedError
-from watcher.model import Condition, Diagnosed, Kind, RefusalKind, Scope, Visibility
+from watcher.model import RefusalKind, Scope
 from watcher.observe import scan
-from watcher.observe.blobs import look_at_quarantine
 from watcher.observe.host import Host
 from watcher.ollama import names, server
 from watcher.ollama.pull_stream import PullStream, ServerGoneError
 from watcher.reconcile import Reconciler, Report
 from watcher.state import folders, fs, hashes, records
 from watcher.state.hashes import Hashed
-from watcher.state.memory import Memory
 from watcher.state.records import State
 from watcher.transfer.ledger import Identity
 from watcher.transfer.model import Fetched
 from watcher.transfer.store import Published, Store, Verified
-from watcher.transfer.values import Partial, StoppedError
+from watcher.transfer.taking_over import live
+from watcher.transfer.values import StoppedError
 
 _LOOK_SECONDS, _TICK_SECONDS = 1.0, 0.2
 _LOCK_SECONDS = 5.0
@@ -155,41 +154,3 @@ class Publication:
         if self._cancelled():
             raise StoppedError
         time.sleep(seconds)
-
-
-def live(seen: Report | None) -> list[Diagnosed]:
-    """The downloads that a server is at: somebody has them open, or may have unseen."""
-    if seen is None:
-        return []
-    is_unseen = seen.evidence.view.visibility is Visibility.PARTIAL
-    return [
-        each
-        for each in seen.diagnosis.diagnosed
-        if not each.download.ours
-        and (each.download.writers or (is_unseen and each.condition is Condition.LIVE))
-    ]
-
-
-def partials(seen: Report | None) -> tuple[Partial, ...]:
-    """What a server has left that nobody pulls: of its data what is trusted."""
-    if seen is None:
-        return ()
-    pulled = {each.digest for each in live(seen)}
-    return tuple(
-        Partial(each.digest, *each.download.data.identity, each.download.trust.trusted)
-        for each in seen.diagnosis.diagnosed
-        if each.download.data is not None and repairing.is_left(each) and each.digest not in pulled
-    )
-
-
-def damaged(path: str, sizes: Mapping[str, int]) -> tuple[Partial, ...]:
-    """What a store has in quarantine of layers; of another length, it may be right up to there."""
-    found: dict[str, Partial] = {}
-    with contextlib.suppress(OSError), folders.opened_store(path) as opened:
-        for kept in look_at_quarantine(opened, Memory())[0]:
-            digest, entry = names.parse_blob(kept.name).digest, kept.entry
-            size = sizes.get(digest)
-            if size and names.is_blob(kept.name) and entry.kind is Kind.FILE:
-                trusted = ((0, min(size, entry.size)),) if entry.size != size else ()
-                found[digest] = Partial(digest, *entry.identity, trusted, label=kept.label)
-    return tuple(found.values())
