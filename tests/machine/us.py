@@ -27,7 +27,6 @@ from tests.support.breaking import Breaking, break_files
 from watcher import cli
 from watcher.decide import safety
 from watcher.model import MIB
-from watcher.pull import before as before_pulls
 from watcher.state import fs
 from watcher.transfer import client, values
 
@@ -92,7 +91,7 @@ def _count(folder: Path) -> None:
 
 def main(order: dict[str, Any]) -> int:
     safety.GUARD_SECONDS = 0.0
-    before_pulls.reserve = lambda room: 0
+    values.reserve = lambda room: 0
     small: dict[str, Any] = {
         "piece": 3 * MIB,
         "sync_bytes": SYNC,

@@ -28,7 +28,7 @@ from watcher.model import ActionKind, Download, Scope
 from watcher.observe.host import Host
 from watcher.ollama import names
 from watcher.ollama import registry as registry_of
-from watcher.pull import before, by_transfer, driver
+from watcher.pull import by_transfer, driver
 from watcher.pull.account import Options, Update
 from watcher.pull.failures import Cause, of_error
 from watcher.pull.target import Target
@@ -305,7 +305,7 @@ def room_for_the_rest_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     def all_but_that(room: os.statvfs_result) -> int:
         return room.f_bavail * room.f_frsize - 3 * SIZE // 4
 
-    monkeypatch.setattr(before, "reserve", all_but_that)
+    monkeypatch.setattr(values, "reserve", all_but_that)
 
 
 def data_of(server: Server, model: Model) -> Path:

@@ -150,7 +150,7 @@ def act_on(context: Context, host: Host, asked: Request, about: Targets | None =
     """One acting command on a store: show the plan, ask, do it, report the results."""
     state_folder.check(host.store)  # a dry run reports it, too
     if asked.mode.fetch:
-        from watcher.pull.mending import Mender
+        from watcher.transfer.mending import Mender
 
         host = replace(host, fetch=Mender(host, context.settings, transient).fetch)
     chosen = _Choice(context, asked, about.of if about else reconcile.approve_all)

@@ -20,9 +20,8 @@ from watcher.pull.target import Target
 from watcher.reconcile import Reconciler
 from watcher.state import folders
 from watcher.state.records import State
-from watcher.transfer import taking_over
+from watcher.transfer import taking_over, values
 
-_RESERVE = 512 << 20  #: so much of a disk stays free, or a fiftieth of a small one
 _REMOVALS = frozenset({ActionKind.REMOVE_DOWNLOAD, ActionKind.REMOVE_SURPLUS})
 
 
@@ -105,11 +104,6 @@ def disk_fault(account: Account) -> End | None:
     return disk.fault(account.target.host, max(missing))
 
 
-def reserve(room: os.statvfs_result) -> int:
-    """Bytes of a file system that have to stay free."""
-    return min(_RESERVE, room.f_blocks * room.f_frsize // 50)
-
-
 def check_room(account: Account, arrived: int) -> Generator[Update, None, End | None]:
     """Note where the disk takes this model, but not the other unfinished downloads, too.
 
@@ -120,7 +114,7 @@ def check_room(account: Account, arrived: int) -> Generator[Update, None, End | 
             return None
         room = os.fstatvfs(store)
         others = scan.unfinished(store) - account.digests
-    free = max(0, room.f_bavail * room.f_frsize - reserve(room))
+    free = max(0, room.f_bavail * room.f_frsize - values.reserve(room))
     missing = account.progress.total - account.progress.present - arrived
     if missing > free:
         why = f"{decimal(missing)} to download, but the disk has only {decimal(free)} free"

@@ -297,7 +297,7 @@ class ByTransfer:
             limit=options.limit,
             stall=options.stall_seconds,
             tries=None if options.until_done else TRIES,
-            reserve=before.reserve(os.statvfs(self._host.store)),
+            reserve=values.reserve(os.statvfs(self._host.store)),
         )
 
     def _took(self, event: values.Event) -> Iterator[Update]:

@@ -99,7 +99,7 @@ class Scrub:
 
         host, mode = self._host, modes.SCRUB
         if settings.fetch:
-            from watcher.pull.mending import Mender
+            from watcher.transfer.mending import Mender
 
             mode = mode._replace(fetch=True)
             host = replace(host, fetch=Mender(host, settings).fetch)

@@ -14,7 +14,6 @@ from watcher.observe import place, scan
 from watcher.observe.host import Host
 from watcher.ollama import names
 from watcher.ollama.names import ModelName
-from watcher.pull import before
 from watcher.reconcile import Reconciler
 from watcher.state import folders, state_folder, transfers
 from watcher.transfer import auth, taking_over, values
@@ -104,7 +103,7 @@ class Mender:
         return values.Options(
             connections=self._settings.connections,
             limit=Limit(self._settings.rate),
-            reserve=before.reserve(os.statvfs(self._host.store)),
+            reserve=values.reserve(os.statvfs(self._host.store)),
         )
 
     def _heard(self, event: values.Event) -> None:
