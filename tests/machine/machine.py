@@ -455,7 +455,7 @@ class Machine:
         if 0 in codes:
             for model in models:
                 self._has(model, verified="--verify" in words)
-                if is_alone and "pull" not in happened:
+                if is_alone and not killed and "pull" not in happened:
                     self._leaves_no_transfer({*model.digests, model.config} - there)
         return min(codes)
 

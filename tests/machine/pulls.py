@@ -83,8 +83,11 @@ class Pulls:
         """What has rotted and is there all the same is as it was."""
         while self._rotten:
             path, at, byte = self._rotten.pop()
-            if path.exists() and path.stat().st_size > at:
-                _change(path, at, byte)
+            if not path.exists():
+                continue
+            for each in (path, self._notes / "synced" / identity(path)):
+                if each.exists() and each.stat().st_size > at:
+                    _change(each, at, byte)
 
     def forget_given(self) -> None:
         """What was given back is a server's: nobody notes what that syncs."""
