@@ -150,7 +150,7 @@ def test_a_daemon_fetches_where_the_settings_say_so(here: Here) -> None:
     verify(here)
     said = {"OLLAMA_WATCH_REPAIR": "true", "OLLAMA_WATCH_FETCH": "true"}
     with Daemon(here.path, said):
-        wait_for(lambda: kept(here))
+        wait_for(lambda: kept(here) and not here.folder.exists())
     assert here.served <= CHUNK + 1
     check_right(here)
 
