@@ -61,6 +61,9 @@ class Flow:
 
     def wait(self, size: int) -> float:
         """In how many seconds to ask again for the next `size` bytes; 0: they may be written."""
+        if not self._bucket.is_limited:
+            self._paid = size  # as most are; libcurl asks for each 16 KiB
+            return 0.0
         if size > self._paid:
             taken = max(size - self._paid, self._bucket.quantum)
             self._paid += taken

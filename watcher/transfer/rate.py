@@ -40,6 +40,11 @@ class Bucket:
         self._bound_at = -math.inf
 
     @property
+    def is_limited(self) -> bool:
+        """Whether there is a rate just now."""
+        return self._limit.per_second > 0
+
+    @property
     def quantum(self) -> int:
         """How many bytes to take at once."""
         return min(_MOST, max(_LEAST, int(self._limit.per_second * self.share) // _PARTS))
