@@ -248,10 +248,8 @@ def test_a_stop_while_it_is_brought_to_the_disk_changes_nothing(here: Here) -> N
     here.assert_untouched()
 
 
-def test_a_ledger_is_put_beside_its_own_data_alone(
-    here: Here, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Cut short behind the data, and then somebody has removed what was there, and begun anew."""
+def cut_short_before_the_ledger(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The data is ours by then, and nothing says what is right of it."""
     real = fs.replace
 
     def fails(name: str, *words: Any) -> None:
@@ -262,6 +260,13 @@ def test_a_ledger_is_put_beside_its_own_data_alone(
     monkeypatch.setattr(fs, "replace", fails)
     assert here.outcome().result is Result.FAILED
     monkeypatch.undo()
+
+
+def test_a_ledger_is_put_beside_its_own_data_alone(
+    here: Here, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cut short behind the data, and then somebody has removed what was there, and begun anew."""
+    cut_short_before_the_ledger(here, monkeypatch)
     data = here.ours / "data"
     (here.ours / "old").write_bytes(b"")  # so that the inode is not used again at once
     data.rename(here.ours / "kept")
@@ -275,16 +280,7 @@ def test_what_was_cut_short_is_finished_by_the_next_run(
     here: Here, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also where a server has begun anew meanwhile: its download is left alone."""
-    real = fs.replace
-
-    def fails(name: str, *words: Any) -> None:
-        if name == transfers.LEDGER:
-            raise OSError(errno.EIO, os.strerror(errno.EIO))
-        real(name, *words)
-
-    monkeypatch.setattr(fs, "replace", fails)
-    assert here.outcome().result is Result.FAILED
-    monkeypatch.undo()
+    cut_short_before_the_ledger(here, monkeypatch)
     here.data.write_bytes(b"new")
     with holding(here.data, "r+b"):
         report = one_run(host(here.store), rules(repair=False, clean=False))

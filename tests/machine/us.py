@@ -12,23 +12,20 @@ from __future__ import annotations
 import errno
 import functools
 import json
-import mmap
 import os
 import shutil
-import struct
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pycurl
-
 from tests.support.breaking import Breaking, break_files
+from tests.transfer.pulling import count
 from watcher import cli
 from watcher.decide import safety
 from watcher.model import MIB
 from watcher.state import fs
-from watcher.transfer import client, values
+from watcher.transfer import values
 
 from .pulls import REFUSALS, SYNC, identity
 
@@ -71,24 +68,6 @@ class _Disk(Breaking):
         new.replace(kept)
 
 
-def _count(folder: Path) -> None:
-    """Count the bytes of all bodies in a file of this process, so that a kill loses none."""
-    with (folder / str(os.getpid())).open("w+b") as file:
-        file.truncate(8)
-        counted = mmap.mmap(file.fileno(), 8)
-    real = client._Exchange.take_body
-
-    def take(self: client._Exchange, data: bytes) -> int:
-        before = counted[:]
-        counted[:] = struct.pack("q", *(each + len(data) for each in struct.unpack("q", before)))
-        taken = real(self, data)
-        if taken == pycurl.WRITEFUNC_PAUSE:
-            counted[:] = before  # they are given again
-        return taken
-
-    client._Exchange.take_body = take  # type: ignore[method-assign]
-
-
 def main(order: dict[str, Any]) -> int:
     safety.GUARD_SECONDS = 0.0
     values.reserve = lambda room: 0
@@ -99,7 +78,7 @@ def main(order: dict[str, Any]) -> int:
         "longest_pause": 0.05,
     }
     values.Options = functools.partial(values.Options, **small)  # type: ignore[assignment, misc]
-    _count(Path(order["notes"], "received"))
+    count(os.path.join(order["notes"], "received", str(os.getpid())))
     made: list[_Disk] = []
 
     def disk(order: dict[str, Any], told: int) -> _Disk:
