@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -72,8 +73,8 @@ class Layers:
 @pytest.fixture
 def layers(tmp_path: Path) -> Iterator[Layers]:
     """The upper layer in memory: an overlay can't lie on another one."""
-    upper = Path("/dev/shm") / f"overlay-{os.getpid()}"
-    upper.mkdir()
+    upper = Path(tempfile.mkdtemp(prefix="overlay-", dir="/dev/shm"))
+    upper.chmod(0o755)
     made = Layers(tmp_path / "lower", upper)
     yield made
     if os.path.ismount(made.merged):
