@@ -426,18 +426,26 @@ def _write_all(fd: int, data: bytes) -> None:
         rest = rest[os.write(fd, rest) :]
 
 
+def _renamed(name: str, parent: int, new_name: str, new_parent: int, how: int) -> bool:
+    """Rename in one of the kernel's ways; whether that can be done here. Raises OSError."""
+    if _renameat2 is None:
+        return False
+    names = os.fsencode(name), os.fsencode(new_name)
+    if _renameat2(parent, names[0], new_parent, names[1], how) == 0:
+        return True
+    code = ctypes.get_errno()
+    if code not in (errno.ENOSYS, errno.EINVAL):
+        raise OSError(code, os.strerror(code), name)
+    return False
+
+
 def move(name: str, parent: int, new_name: str, new_parent: int, *, private: bool = False) -> None:
     """Rename, never over an existing name (FileExistsError), which `private` folders don't have."""
     if private:
         os.rename(name, new_name, src_dir_fd=parent, dst_dir_fd=new_parent)
         return
-    if _renameat2 is not None:
-        names = os.fsencode(name), os.fsencode(new_name)
-        if _renameat2(parent, names[0], new_parent, names[1], _NO_REPLACE) == 0:
-            return
-        code = ctypes.get_errno()
-        if code not in (errno.ENOSYS, errno.EINVAL):
-            raise OSError(code, os.strerror(code), name)
+    if _renamed(name, parent, new_name, new_parent, _NO_REPLACE):
+        return
     # No such rename here: a second name first (it fails where one exists), then the old one goes.
     try:
         second_name(name, parent, new_name, new_parent)
@@ -460,13 +468,8 @@ def replace(name: str, parent: int, new_name: str, new_parent: int) -> None:
 
 def exchange(name: str, parent: int, new_name: str, new_parent: int) -> None:
     """Exchange what two names stand for, at once; where that can't be, one after the other."""
-    if _renameat2 is not None:
-        names = os.fsencode(name), os.fsencode(new_name)
-        if _renameat2(parent, names[0], new_parent, names[1], _EXCHANGE) == 0:
-            return
-        code = ctypes.get_errno()
-        if code not in (errno.ENOSYS, errno.EINVAL):
-            raise OSError(code, os.strerror(code), new_name)
+    if _renamed(new_name, new_parent, name, parent, _EXCHANGE):
+        return
     aside = f".{name}.new"  # as what a kill leaves of a file that is written
     os.rename(new_name, aside, src_dir_fd=new_parent, dst_dir_fd=parent)
     os.rename(name, new_name, src_dir_fd=parent, dst_dir_fd=new_parent)
