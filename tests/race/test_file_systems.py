@@ -140,6 +140,54 @@ def test_without_hard_links_what_a_server_has_left_is_taken_over(
     taken_over(store, broken(store), tmp_path)
 
 
+def forget(*_: object) -> None:
+    """Have the kernel drop what it knows of files: some get another inode when they are read again.
+
+    That is so for all of the machine, and those of the tests beside this one.
+    """
+    Path("/proc/sys/vm/drop_caches").write_text("2")
+
+
+def once_seen(planned: Any) -> Any:
+    forget()
+    return planned
+
+
+def once_begun(event: Any) -> None:
+    if event.event_type == "act_started":
+        forget()
+
+
+def test_without_hard_links_a_file_that_the_kernel_forgets_meanwhile_is_the_same(
+    linkless: Path, tmp_path: Path
+) -> None:
+    """It gets another inode, and so does its folder."""
+    store = HealthyStore(linkless / "models")
+    here = host(store, proc_of(tmp_path), report=once_begun)
+    left = broken(store, "left")
+    assert results(one_run(here, TAKE, approve=once_seen)) == [Result.DONE]
+    broken(store)
+    stale = store.download("stale")
+    orphan = store.text_blob("orphan")
+    label = kept_in_quarantine(store)
+    restore = rules(repair=False, restore=frozenset({label}), writers_visible=True)
+    for policy, expected in ((REPAIR, 1), (POLICY, 2), (restore, 1)):
+        report = one_run(here, policy, approve=once_seen)
+        assert results(report) == [Result.DONE] * expected, report.outcomes
+    assert store.partials(left) == store.partials(stale) == []
+    assert not (store.blobs / f"sha256-{orphan}").exists()
+    assert (store.blobs / label.partition("-")[2]).exists()
+
+
+def kept_in_quarantine(store: HealthyStore) -> str:
+    """Move a blob of the healthy model there; its label."""
+    name = f"sha256-{store.digests[0]}"
+    folder = store.ours / "quarantine"
+    folder.mkdir(parents=True)
+    (store.blobs / name).rename(folder / f"00000001-{name}")
+    return f"00000001-{name}"
+
+
 def only(*digests: str) -> Any:
     return lambda planned: planned.filtered(lambda each: each.subject in digests)
 
@@ -176,7 +224,7 @@ def test_without_hard_links_a_kill_is_put_back_to_the_byte(
         os._exit(1)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 9
     assert store.partial(digest, 0).read_bytes() == b""
-    Path("/proc/sys/vm/drop_caches").write_text("2")
+    forget()
     for _ in range(2):
         report = one_run(here, rules(repair=False, writers_visible=True))
         assert not report.stuck

@@ -83,14 +83,15 @@ def apply(host: Host, agreed: Plan, looks: Looks, journal: Journal) -> tuple[Out
             seen, planned = looks.fresh(anew=batch[0].kind not in IN_PARTS)
         except EndedError:
             break
-        fresh = {_essence(action): action for action in planned.actions}
+        essence = partial(_essence, loose=safety.is_loose(seen.place))
+        fresh = {essence(action): action for action in planned.actions}
         # The fresh one is done: it knows whether the guard has to wait for a server.
         still = [
             found._replace(relies_on=action.relies_on, fetches=action.fetches)
             for action in batch
-            if (found := fresh.get(_essence(action))) is not None
+            if (found := fresh.get(essence(action))) is not None
         ]
-        gone = [action for action in batch if _essence(action) not in fresh]
+        gone = [action for action in batch if essence(action) not in fresh]
         undone = list(_no_longer(gone, planned))
         journal(*(events.begun(action, host.clock()) for action in still))
         ended = _Batch(host, journal, seen, looks).do(still)
@@ -121,9 +122,12 @@ def _is_transfer(action: Action) -> bool:
     return any(each.name == names.transfer(action.subject) for each in action.expects[:1])
 
 
-def _essence(action: Action) -> tuple[object, ...]:
+def _essence(action: Action, *, loose: bool) -> tuple[object, ...]:
     """What two plans must agree in; the reasons' words hold times, which go on."""
-    files = tuple((each.name, each.identity, each.size, each.mtime_ns) for each in action.expects)
+    files = tuple(
+        (each.name, () if loose else each.identity, each.size, each.mtime_ns)
+        for each in action.expects
+    )
     return action.kind, action.subject, files, action.parts
 
 
@@ -166,7 +170,8 @@ class _Batch(NamedTuple):
     def _leave_quarantine(self, action: Action) -> Outcome:
         back_into = self.seen.place.blobs if action.kind is ActionKind.RESTORE else None
         try:
-            transaction.leave_quarantine(self.store, action.expects[0], back_into)
+            loose = safety.is_loose(self.seen.place)
+            transaction.leave_quarantine(self.store, action.expects[0], back_into, loose=loose)
         except (ChangedError, OSError) as error:
             return _not_done(action, error)
         return Outcome(action, Result.DONE, _done_message(action), action.frees)

@@ -98,7 +98,7 @@ def commit_all(host: Host, store: int, changes: Sequence[Change], confirm: Confi
     When `host.stops`, no further download is begun. What is raised leaves everything in its place.
     """
     with state_folder.made(store, intents.INTENTS), _store(host, store) as base:
-        if (base.folder.device, base.folder.inode) != changes[0].blobs:
+        if not _is_meant(base.blobs, changes[0].blobs, loose=changes[0].loose):
             return [changed("blobs") for _ in changes]
         batch = _Batch(host, base, changes)
         try:
@@ -334,6 +334,12 @@ def _same(found: Entry | None, expected: Entry, *, loose: bool) -> bool:
         return False
     kept = expected.kind, expected.size, expected.mtime_ns
     return (found.kind, found.size, found.mtime_ns) == kept
+
+
+def _is_meant(blobs: int, meant: tuple[int, int], *, loose: bool) -> bool:
+    """Whether ``blobs`` is the folder that was looked at: a device and an inode."""
+    status = os.fstat(blobs)
+    return status.st_dev == meant[0] and (loose or status.st_ino == meant[1])
 
 
 def changed(name: str) -> ChangedError:
@@ -621,7 +627,7 @@ def put_in_place(host: Host, store: int, folder: int, change: Change, confirm: C
     """
     name = names.blob(change.digest)
     with state_folder.made(store, intents.INTENTS), _store(host, store) as base:
-        if (base.folder.device, base.folder.inode) != change.blobs:
+        if not _is_meant(base.blobs, change.blobs, loose=change.loose):
             raise changed("blobs")
         for error in confirm(change.expects).values():
             raise error
@@ -663,20 +669,20 @@ def _changed_if(error: type[OSError], name: str) -> Iterator[None]:
         raise changed(name) from None
 
 
-def leave_quarantine(store: int, entry: Entry, back_into: tuple[int, int] | None) -> None:
+def leave_quarantine(
+    store: int, entry: Entry, back_into: tuple[int, int] | None, *, loose: bool
+) -> None:
     """Move a kept file `back_into` the ``blobs`` that was meant, or remove it for good (None).
 
     Raises FileExistsError where its place is taken, ChangedError where it is not the file meant.
     """
     with state_folder.opened(store, QUARANTINE) as quarantine:
-        if not _same(scan.look(entry.name, quarantine), entry, loose=False):
-            raise changed(entry.name)
+        check_same(entry.name, quarantine, entry, loose=loose)
         if back_into is None:
             fs.remove(entry.name, quarantine)
             return
         with folders.opened_blobs(store) as blobs:
-            status = os.fstat(blobs)
-            if (status.st_dev, status.st_ino) != back_into:
+            if not _is_meant(blobs, back_into, loose=loose):
                 raise changed("blobs")
             fs.move(entry.name, quarantine, entry.name.partition("-")[2], blobs)
             fs.sync(blobs)
