@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ import pytest
 
 from tests.conftest import Run, environment
 from tests.support import man_pages
+from tests.support.command_line import understand
 from tests.support.driving import content
 from tests.support.notation import Store
 from watcher import cli
@@ -71,15 +71,7 @@ def test_examples_are_understood(name: str) -> None:
     command = ALL[name]
     assert isinstance(command, Command | Group)
     for example in command.examples:
-        at: click.Context = cli.program.make_context("x", shlex.split(example))
-        words = [*at._protected_args, *at.args]
-        while isinstance(at.command, Group):
-            found, inner, words = at.command.resolve_command(at, words)
-            assert inner is not None
-            if "--help" in words:
-                break
-            at = inner.make_context(found, words, parent=at)
-            words = [*getattr(at, "_protected_args", ()), *at.args]
+        understand(example)
 
 
 @pytest.mark.parametrize("name", [name for name in ALL if not isinstance(ALL[name], Group)])

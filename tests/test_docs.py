@@ -88,7 +88,7 @@ def test_the_commands_of_the_readme_are_its_first_two_blocks() -> None:
 
 def test_no_page_names_a_file_that_is_gone() -> None:
     for page in PAGES:
-        for name in re.findall(r"`((?:watcher|tests|docs|systemd|prometheus|container)/[\w./-]+)`",
+        for name in re.findall(r"`((?:watcher|tests|docs|systemd|deploy|container)/[\w./-]+)`",
                                page.read_text(encoding="utf-8")):  # fmt: skip
             assert (ROOT / name).exists(), f"{page.name}: {name}"
         for name in re.findall(r"`([a-z_]+/[a-z_]+\.py)`", page.read_text(encoding="utf-8")):

@@ -114,7 +114,7 @@ def metrics_file(value: object) -> str:
     raise ValueError("expected an absolute path that ends in .prom")
 
 
-def loopback(value: object) -> tuple[str, int] | None:
+def address(value: object) -> tuple[str, int] | None:
     """Address and port of ``127.0.0.1:9464`` or ``[::1]:9464``; None for ""."""
     if value == "":
         return None
@@ -123,10 +123,8 @@ def loopback(value: object) -> tuple[str, int] | None:
     if match is not None and 0 < int(match[3]) <= _LARGEST_PORT:
         with contextlib.suppress(ValueError):
             host = (match[1] or match[2]).replace("localhost", "127.0.0.1")
-            address = ipaddress.ip_address(host)
-            if address.is_loopback:
-                return str(address), int(match[3])
-    raise ValueError("expected an address of loopback and a port, such as 127.0.0.1:9464")
+            return str(ipaddress.ip_address(host)), int(match[3])
+    raise ValueError("expected an address and a port, such as 127.0.0.1:9464")
 
 
 def _setting(read: Callable[[object], Any], default: object, key: str = "") -> Any:
@@ -154,7 +152,8 @@ class Settings:
     log_max_bytes: int = _setting(size, "10MB", "log_max_size")
     log_keep_days: float = _setting(lambda value: duration(value) / 86400, "90d", "log_keep")
     metrics_file: str = _setting(metrics_file, "")
-    metrics_listen: tuple[str, int] | None = _setting(loopback, "")
+    metrics_listen: tuple[str, int] | None = _setting(address, "")
+    metrics_allow_remote: bool = _setting(boolean, False)
 
 
 #: The fields by their keys in the file, which has `store` besides.
@@ -186,7 +185,15 @@ def load(file: Path | None, environment: Mapping[str, str]) -> Settings:
     values = given(file, environment)
     store = values.pop("store", Given((), ""))
     fields = {KEYS[key].name: _READ[key](value) for key, (value, _) in values.items()}
-    return replace(Settings(), stores=stores(store.value), stores_by=store.source, **fields)
+    found = replace(Settings(), stores=stores(store.value), stores_by=store.source, **fields)
+    listens = found.metrics_listen
+    if listens and not (found.metrics_allow_remote or ipaddress.ip_address(listens[0]).is_loopback):
+        value, source = values["metrics_listen"]
+        where = source if source.startswith(ENVIRONMENT_PREFIX) else f"{source}: metrics_listen"
+        why = "other machines could read the metrics, which have no authentication"
+        step = "use a loopback address such as 127.0.0.1:9464, or set metrics_allow_remote = true"
+        raise SettingsError(f"{where} = {value!r}: {why}", step)
+    return found
 
 
 def given(file: Path | None, environment: Mapping[str, str]) -> dict[str, Given]:

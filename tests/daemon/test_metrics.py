@@ -303,7 +303,7 @@ def test_promtool_has_no_complaint(store: HealthyStore, file: Path) -> None:
 
 @needs_promtool
 def test_the_rules_are_valid_and_fire_when_they_should() -> None:
-    folder = ROOT / "prometheus"
+    folder = ROOT / "deploy/prometheus"
     for words in (["check", "rules"], ["test", "rules"]):
         name = "rules" if words[0] == "check" else "test"
         command = ["promtool", *words, str(folder / f"ollama-watch.{name}.yml")]
@@ -312,13 +312,13 @@ def test_the_rules_are_valid_and_fire_when_they_should() -> None:
 
 
 def test_the_rules_ask_for_metrics_that_there_are(store: HealthyStore, file: Path) -> None:
-    rules = (ROOT / "prometheus" / "ollama-watch.rules.yml").read_text()
+    rules = (ROOT / "deploy/prometheus" / "ollama-watch.rules.yml").read_text()
     asked = set(re.findall(r"ollama_watch_\w+", rules))
     store.download("stale")
     with Daemon(store.path, to(file)):
         there = {name for name, _ in values(file.read_text(), store)}
     assert asked
     assert asked <= there
-    tested = (ROOT / "prometheus" / "ollama-watch.test.yml").read_text()
+    tested = (ROOT / "deploy/prometheus" / "ollama-watch.test.yml").read_text()
     for alert in re.findall(r"alert: (\w+)", rules):
         assert f"alertname: {alert}\n" in tested

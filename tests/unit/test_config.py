@@ -182,19 +182,18 @@ def test_a_file_that_can_not_be_read_is_named(tmp_path: Path, make: str) -> None
         ("127.3.2.1:1", ("127.3.2.1", 1)),
         ("localhost:65535", ("127.0.0.1", 65535)),
         ("[::1]:9464", ("::1", 9464)),
+        ("0.0.0.0:9464", ("0.0.0.0", 9464)),
+        ("[::]:9464", ("::", 9464)),
         ("", None),
     ],
 )
-def test_addresses_of_loopback(value: str, address: tuple[str, int] | None) -> None:
-    assert config.loopback(value) == address
+def test_addresses(value: str, address: tuple[str, int] | None) -> None:
+    assert config.address(value) == address
 
 
 @pytest.mark.parametrize(
     "value",
     [
-        "0.0.0.0:9464",
-        "[::]:9464",
-        "192.168.1.2:9464",
         "example.org:9464",
         "localhost.example.org:9464",
         ":9464",
@@ -215,9 +214,9 @@ def test_addresses_of_loopback(value: str, address: tuple[str, int] | None) -> N
         True,
     ],
 )
-def test_invalid_addresses_of_loopback(value: object) -> None:
-    with pytest.raises(ValueError, match="loopback"):
-        config.loopback(value)
+def test_invalid_addresses(value: object) -> None:
+    with pytest.raises(ValueError, match="an address and a port"):
+        config.address(value)
 
 
 @pytest.mark.parametrize("value", ["/x.prom", "/var/lib/node exporter/ollama-watch.prom", ""])
@@ -241,8 +240,18 @@ def test_the_settings_of_metrics(tmp_path: Path) -> None:
     assert found.metrics_listen == ("127.0.0.1", 9464)
     off = {"OLLAMA_WATCH_METRICS_FILE": "", "OLLAMA_WATCH_METRICS_LISTEN": ""}
     assert config.load(file, off) == Settings()
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "192.168.1.2", "[::]"])
+def test_other_machines_read_the_metrics_only_if_that_is_allowed(tmp_path: Path, host: str) -> None:
+    file = tmp_path / "x.toml"
+    file.write_text(f'metrics_listen = "{host}:1"\n')
+    with pytest.raises(SettingsError, match=re.escape(f"{file}: metrics_listen = '{host}:1'")):
+        config.load(file, {})
     with pytest.raises(SettingsError, match=r"OLLAMA_WATCH_METRICS_LISTEN = '0\.0\.0\.0:1'"):
-        config.load(file, {"OLLAMA_WATCH_METRICS_LISTEN": "0.0.0.0:1"})
+        config.load(None, {"OLLAMA_WATCH_METRICS_LISTEN": "0.0.0.0:1"})
+    allowed = {"OLLAMA_WATCH_METRICS_ALLOW_REMOTE": "true"}
+    assert config.load(file, allowed).metrics_listen == (host.strip("[]"), 1)
 
 
 def test_every_default_is_that_of_the_settings() -> None:
@@ -313,6 +322,7 @@ def test_show_reports_each_value_and_its_source(run: Run, tmp_path: Path) -> Non
         ["log_keep", "90d", "default"],
         ["metrics_file", "(none)", "default"],
         ["metrics_listen", "(none)", "default"],
+        ["metrics_allow_remote", "false", "default"],
     ]
     env = {"OLLAMA_WATCH_MIRRORS": "http://a http://b:5000"}
     found = json.loads(run("--store", "/x", *command, "--json", env=env).stdout)

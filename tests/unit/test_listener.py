@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from itertools import pairwise
 
+import psutil
 import pytest
 from prometheus_client import CollectorRegistry, Gauge
 
@@ -29,9 +30,11 @@ def port() -> Iterator[int]:
         yield port
 
 
-def ask(port: int, *lines: str, target: str = "/metrics") -> tuple[int, str]:
+def ask(
+    port: int, *lines: str, target: str = "/metrics", host: str = "127.0.0.1"
+) -> tuple[int, str]:
     """The status and the body of a request with these headers."""
-    with socket.create_connection(("127.0.0.1", port), timeout=10) as client:
+    with socket.create_connection((host, port), timeout=10) as client:
         text = "\r\n".join((f"GET {target} HTTP/1.1", *lines, "", ""))
         client.sendall(text.encode())
         answer = http.client.HTTPResponse(client)
@@ -79,6 +82,17 @@ def test_other_hosts_are_refused(port: int, host: str) -> None:
     status, body = ask(port, f"Host: {host}")
     assert status == 403
     assert "42" not in body
+
+
+def test_who_comes_by_another_address_than_loopback_may_use_any_name() -> None:
+    every = [each for those in psutil.net_if_addrs().values() for each in those]
+    others = [each.address for each in every if each.family == socket.AF_INET]
+    own = next((each for each in others if not each.startswith("127.")), None)
+    with listener.listening("0.0.0.0", 0, CollectorRegistry(), print) as port:
+        assert ask(port, "Host: evil.example")[0] == 403, "a browser on this machine"
+        if own is None:
+            pytest.skip("no address here besides loopback")
+        assert ask(port, "Host: ollama-0.example", host=own)[0] == 200
 
 
 def test_a_request_with_two_hosts_or_none_is_refused(port: int) -> None:

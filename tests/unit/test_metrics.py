@@ -16,7 +16,7 @@ from tests.support.runs import rules
 from tests.support.servers import wait_until
 from tests.unit.decide.seen import MB, NOW, POLICY, diagnosis, download, entry, evidence, writer
 from watcher import reconcile
-from watcher.decide import events, plan
+from watcher.decide import events, finding_kinds, plan
 from watcher.errors import ListenError
 from watcher.model import (
     DAY,
@@ -24,15 +24,17 @@ from watcher.model import (
     ActionKind,
     BlobCensus,
     Evidence,
+    Finding,
     Kept,
     Outcome,
     Refusal,
     RefusalKind,
     Result,
+    Severity,
     Visibility,
 )
 from watcher.service import metrics
-from watcher.state.event_log import Event
+from watcher.state.event_log import Event, EventType
 
 DOCS = Path(__file__).parents[2] / "docs" / "metrics.md"
 A, B, C = ("a" * 64, "b" * 64, "c" * 64)
@@ -130,6 +132,46 @@ def test_a_later_full_scan_drops_downloads_that_are_gone(kept: metrics.Metrics) 
     assert downloads(kept) == {}
     assert "findings warning download_behind" not in numbers(kept)
     assert "oldest_progress_timestamp_seconds" not in numbers(kept)
+
+
+def test_what_a_repair_saves_is_what_the_next_pull_would_download_again(
+    kept: metrics.Metrics,
+) -> None:
+    behind = download(digest=B, trusted=((0, 60 * MB),))
+    blocked = download(digest=C, faults=("no number 1",))
+    kept.look(report(evidence(behind, blocked, download(digest=A))), 0)
+    found = numbers(kept)
+    (costs,) = [each for each in report(evidence(behind)).diagnosis.diagnosed if each.digest == B]
+    assert costs.cost_alone is not None
+    assert costs.cost_repaired is not None
+    of_blocked = sum(stop - start for start, stop in blocked.trust.trusted)
+    assert found["repairable_bytes"] == costs.cost_alone - costs.cost_repaired + of_blocked
+
+
+def test_what_the_next_start_deletes_is_counted_where_no_daemon_protects_it(
+    kept: metrics.Metrics,
+) -> None:
+    old = report(evidence(download(digest=A, ago=2 * DAY), download(digest=B, ago=9 * DAY)))
+    kept.look(old, 0)
+    (finding,) = [each for each in old.diagnosis.findings if each.kind == "download_at_risk"]
+    assert numbers(kept)["at_risk_bytes"] == finding.sizes.allocated > 0
+
+
+def test_a_host_has_a_limited_number_of_series(kept: metrics.Metrics) -> None:
+    """At most 150 with the five that Prometheus adds, whatever is wrong with a store."""
+    every = [row.kind for row in finding_kinds.TABLE]
+    worst = [Finding(severity, kind, "", "") for severity in reversed(Severity) for kind in every]
+    kept.look(FULL._replace(diagnosis=FULL.diagnosis._replace(findings=tuple(worst))), 0)
+    for kind in EventType:
+        kept.event(Event(0, kind, ""))
+    samples = [sample for metric in kept.collect() for sample in metric.samples]
+    assert len(samples) + 5 <= 150
+    found = {tuple(each.labels.values())[1:]: each.value
+             for each in samples if each.name == "ollama_watch_findings"}  # fmt: skip
+    assert len(found) == metrics.MOST_FINDINGS
+    assert sum(found.values()) == len(worst), "none is left out"
+    assert ("error", every[0]) in found
+    assert ("info", every[-1]) not in found
 
 
 def test_a_live_download_is_not_idle(kept: metrics.Metrics) -> None:

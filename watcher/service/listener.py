@@ -1,4 +1,4 @@
-"""An HTTP listener on loopback that serves the metrics, in one thread of its own.
+"""An HTTP listener that serves the metrics, usually on loopback, in one thread of its own.
 
 Clients can't keep the daemon from its work: the number of connections, the length of a request and
 its time are limited, and the oldest connection gives way to a new one.
@@ -114,6 +114,8 @@ async def _converse(client: socket.socket, registry: CollectorRegistry) -> None:
     loop = asyncio.get_running_loop()
     request = b""
     client.setblocking(False)
+    # A web page can reach loopback from this machine's browsers only.
+    local = ipaddress.ip_address(client.getsockname()[0]).is_loopback
     # It may disconnect, or take too long.
     with client, contextlib.suppress(OSError):
         async with asyncio.timeout(_REQUEST_SECONDS):
@@ -123,11 +125,12 @@ async def _converse(client: socket.socket, registry: CollectorRegistry) -> None:
                     return
                 request += piece
             head = request.partition(b"\r\n\r\n")[0].decode("latin-1")
-            await loop.sock_sendall(client, _answer(head, registry))
+            await loop.sock_sendall(client, _answer(head, registry, local=local))
             client.shutdown(socket.SHUT_WR)
 
 
-def _answer(head: str, registry: CollectorRegistry) -> bytes:
+def _answer(head: str, registry: CollectorRegistry, *, local: bool = True) -> bytes:
+    """The response to a request; one that came over loopback must be for this machine."""
     first, *lines = head.split("\r\n")
     request = _REQUEST_LINE.fullmatch(first)
     headers: dict[str, list[str]] = {}
@@ -145,7 +148,7 @@ def _answer(head: str, registry: CollectorRegistry) -> bytes:
     except ValueError:
         return _response(400, "no address")
     named = [*hosts, parts.netloc] if "://" in target else hosts
-    if not all(map(is_here, named)):
+    if local and not all(map(is_here, named)):
         # A web page that is sent here by DNS rebinding has the name of its own host.
         return _response(403, "served to this machine alone: ask for localhost")
     if method not in ("GET", "HEAD"):

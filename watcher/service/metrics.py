@@ -7,13 +7,23 @@ import contextlib
 import os
 import threading
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, NamedTuple, Self, TypeAlias, cast
 
 from watcher import __version__
 from watcher.config import Settings
 from watcher.decide.findings import is_blind
-from watcher.model import Condition, Diagnosed, Evidence, Outcome, Refusal, RefusalKind, Visibility
+from watcher.model import (
+    Condition,
+    Diagnosed,
+    Evidence,
+    Finding,
+    Outcome,
+    Refusal,
+    RefusalKind,
+    Severity,
+    Visibility,
+)
 from watcher.ollama import names, ranges
 from watcher.reconcile import Report
 from watcher.state import fs
@@ -43,9 +53,11 @@ _FAMILIES = {
     "sight": _Family("The visibility of processes: 1 for the current one.", ("sight",)),
     "blobs": _Family("Finished blobs that a model names and that have the right size."),
     "blob_bytes": _Family("The total length of those blobs."),
+    "at_risk_bytes": _Family("Needed bytes that the next server start deletes."),
     "orphan_bytes": _Family("Disk space of finished blobs that no model names."),
     "downloads": _Family("Unfinished downloads.", ("condition",)),
     "download_bytes": _Family("Their bytes on disk, and missing ones.", ("condition", "part")),
+    "repairable_bytes": _Family("Bytes that the next pull downloads again without a repair."),
     "stale_downloads": _Family("Unfinished downloads that received no bytes for stale_after."),
     "oldest_progress_timestamp_seconds": _Family("When the longest idle one last received bytes."),
     "repairs_total": _Family("Repaired downloads.", counts=True),
@@ -65,6 +77,7 @@ class _Unfinished(NamedTuple):
     stale: bool
     present: int
     missing: int
+    repairable: int
     progress_at: float
 
 
@@ -198,33 +211,53 @@ class Metrics:
 
 #: What is unknown while the blobs can't be listed.
 _OF_BLOBS = (
-    *("blobs", "blob_bytes", "orphan_bytes"),
+    *("blobs", "blob_bytes", "orphan_bytes", "at_risk_bytes", "repairable_bytes"),
     *("downloads", "download_bytes", "stale_downloads", "oldest_progress_timestamp_seconds"),
 )
+#: The findings about what the next server start deletes although it is needed.
+_AT_RISK = ("download_at_risk", "blob_at_risk")
+#: So many kinds of findings have a series of their own, the worst first; all others are one.
+MOST_FINDINGS = 32
 
 
 def _of_full_scan(report: Report, seconds: float) -> dict[str, Samples]:
     seen, census = report.evidence, report.evidence.census
-    findings: Counter[tuple[str, ...]] = Counter(
-        (each.severity.value, each.kind) for each in report.diagnosis.findings
-    )
+    at_risk = (each for each in report.diagnosis.findings if each.kind in _AT_RISK)
     orphans = sum(entry.allocated for entry in census.unnamed)
     return {
         "last_full_look_timestamp_seconds": {(): seen.now},
         "last_full_look_duration_seconds": {(): seconds},
-        "findings": findings,
+        "findings": _of_findings(report.diagnosis.findings),
         "quarantine_bytes": {(): sum(kept.entry.allocated for kept in seen.quarantine)},
         "blobs": {(): census.healthy},
         "blob_bytes": {(): census.healthy_bytes},
+        "at_risk_bytes": {(): sum(each.sizes.allocated for each in at_risk)},
         "orphan_bytes": {} if is_blind(seen) else {(): orphans},
     }
 
 
+def _of_findings(findings: Iterable[Finding]) -> Samples:
+    """How many there are of each kind; they come the worst first."""
+    number: Counter[tuple[str, ...]] = Counter()
+    for each in findings:
+        key = each.severity.value, each.kind
+        known = key in number or len(number) < MOST_FINDINGS - len(Severity)
+        number[key if known else (each.severity.value, "other")] += 1
+    return number
+
+
 def _unfinished(diagnosed: Diagnosed, seen: Evidence) -> _Unfinished:
     present, total = ranges.size(diagnosed.download.trust.present), diagnosed.download.total
-    missing = 0 if total is None else max(0, total - present)
-    at = seen.now - diagnosed.age
-    return _Unfinished(diagnosed.condition, diagnosed.stale, present, missing, at)
+    alone = total if diagnosed.cost_alone is None else diagnosed.cost_alone
+    repaired = alone if diagnosed.cost_repaired is None else diagnosed.cost_repaired
+    return _Unfinished(
+        condition=diagnosed.condition,
+        stale=diagnosed.stale,
+        present=present,
+        missing=max(0, (total or 0) - present),
+        repairable=max(0, (alone or 0) - (repaired or 0)),
+        progress_at=seen.now - diagnosed.age,
+    )
 
 
 def _of_downloads(every: list[_Unfinished]) -> dict[str, Samples]:
@@ -241,6 +274,7 @@ def _of_downloads(every: list[_Unfinished]) -> dict[str, Samples]:
     return {
         "downloads": number,
         "download_bytes": size,
+        "repairable_bytes": {(): sum(each.repairable for each in every)},
         "stale_downloads": {(): sum(each.stale for each in every)},
         "oldest_progress_timestamp_seconds": {(): min(waiting)} if waiting else {},
     }

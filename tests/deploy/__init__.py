@@ -1,0 +1,1 @@
+"""What `deploy/` offers, used as an admin does: Prometheus, kustomize, a container."""
