@@ -139,6 +139,17 @@ class Trust(NamedTuple):
     zeros_read: bool = True  #: zero blocks were looked for
 
 
+class Proven(NamedTuple):
+    """What the sums of its chunks have shown of a data file, as it was then, in that start."""
+
+    inode: int
+    size: int
+    changed_ns: int  #: by its own time
+    boot: str
+    right: Ranges
+    wrong: Ranges  #: of what was trusted
+
+
 class Reads(NamedTuple):
     """What a scan read of a data file to find where zeros end, and which bytes that covers."""
 
@@ -234,6 +245,7 @@ class Download:
     faults: tuple[str, ...] = ()
     trust: Trust = field(default_factory=Trust)
     reads: Reads | None = None  #: what was read for that, if another scan may use it
+    proven: Proven | None = None  #: what of it was compared with sums, as it is now
     holders: tuple[Holder, ...] = ()
     models: tuple[str, ...] = ()
     progress_at: float | None = None
@@ -820,6 +832,7 @@ class ActionKind(enum.StrEnum):
     REFRESH = "refresh"
     HASH = "hash"
     ASK_REGISTRY = "ask_registry"
+    PROVE = "prove"
     FETCH_CHUNKS = "fetch_chunks"
     QUARANTINE_BLOB = "quarantine_blob"
     RESTORE = "restore"
@@ -839,9 +852,11 @@ class Action(NamedTuple):
     #: The parts whose sidecars are written, and those of `expects` that have to go for it.
     parts: tuple[Part, ...] = ()
     surplus: tuple[Entry, ...] = ()
-    #: Bytes that a pull need not download again, and bytes that are not to be trusted later.
+    #: Bytes that a pull need not download again, and bytes that are not to be trusted later; where
+    #: chunks are compared, those that are trusted until then.
     saves: int = 0
     doubts: Ranges = ()
+    length: int = 0  #: of the layer whose chunks are compared
     relies_on: Entry | None = None  #: has to be whole on the disk before: what stays
     #: Bytes that are fetched from the registry, and that the disk needs, at most.
     fetches: int = 0
@@ -967,6 +982,7 @@ class Outcome(NamedTuple):
     sha256: str | None = None
     length: int | None = None
     wrong: Ranges = ()  #: the bytes that hashing found wrong, as far as sums of chunks are known
+    right: Ranges = ()  #: those whose chunks match their sums
     command: str = ""  #: what helps where it failed
 
 
@@ -987,6 +1003,7 @@ class Mode(NamedTuple):
     purge_replaced: bool = False
     online: bool = False
     fetch: bool = False
+    prove: bool = False
     hash: bool = False
     verify: bool = False
     survey: bool = False

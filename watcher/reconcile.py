@@ -40,7 +40,8 @@ from watcher.system import advice, stopping
 _LATE_SECONDS = 0.5  #: when older, the store is scanned again before learning
 _FRESH_SECONDS = 5.0  #: so long a plan counts for further batches, each under its own guard
 _MOST_TRIES = 5  #: how often a plan is made anew because the disk did not take what it relies on
-QUESTIONS = frozenset({ActionKind.HASH, ActionKind.ASK_REGISTRY})  #: changes only what is known
+#: Changes only what is known.
+QUESTIONS = frozenset({ActionKind.HASH, ActionKind.ASK_REGISTRY, ActionKind.PROVE})
 
 
 class Report(NamedTuple):

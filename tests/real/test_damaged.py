@@ -9,14 +9,17 @@ from pathlib import Path
 import pytest
 
 from tests.support.driving import is_right, run
-from tests.support.servers import RealServer, collapsed
+from tests.support.notation import age
+from tests.support.servers import RealServer, collapsed, wait_until
 from tests.transfer.driven import Here
-from watcher.demo.registry import Registry
+from watcher.demo.registry import Manners, Registry
+from watcher.model import HOUR, MIB, Ranges
+from watcher.ollama import ranges, sidecars
 from watcher.state import sums
 
 pytestmark = pytest.mark.skipif("OLLAMA_BIN" not in os.environ, reason="OLLAMA_BIN is not set")
 
-SIZE = 262_144_000
+SIZE, CHUNK = 262_144_000, 4 * MIB
 
 
 def _flipped(blob: Path) -> None:
@@ -64,3 +67,42 @@ def test_a_repair_fetches_what_is_wrong(
         assert registry.bytes_served(digest) in (fetched, fetched + 1)
         assert is_right(here.path, digest)
         assert collapsed(server.pull(here.model.name))[-1] == "success"
+
+
+def test_damage_that_repair_finds_before_the_pull_costs_its_chunk(
+    tmp_path: Path, registry: Registry
+) -> None:
+    """The server would discard the whole layer at the end of its pull."""
+    here = Here(tmp_path / "models", registry, SIZE)
+    registry.manners = Manners(sums="complete", chunk=CHUNK)
+    registry.throttle(60_000_000)
+    data = here.path / "blobs" / f"sha256-{here.digest}-partial"
+    with RealServer(here.path) as server:
+        server.start().wait_ready()
+        pull = server.start_pull(here.model.name)
+        wait_until(lambda: data.exists() and data.stat().st_blocks * 512 > SIZE // 2, "half", 60)
+        server.kill()
+        pull.close()
+        registry.throttle(None)
+        assert run(here.path, "repair", "--yes", here.model.name).returncode == 0
+        before = recorded(here)
+        chunks = ((start, start + CHUNK) for start in range(0, SIZE - CHUNK, CHUNK))
+        wrong = next(each for each in chunks if not ranges.difference((each,), before))
+        with data.open("r+b") as file:
+            (byte,) = os.pread(file.fileno(), 1, wrong[0])
+            os.pwrite(file.fileno(), bytes([byte ^ 1]), wrong[0])
+        age(data, HOUR)
+        assert run(here.path, "repair", "--yes", "--prove", here.model.name).returncode == 0
+        after = recorded(here)
+        assert ranges.difference(before, after) == (wrong,)
+        registry.reset_stats()
+        server.start().wait_ready()
+        assert collapsed(server.pull(here.model.name))[-1] == "success"
+    assert is_right(here.path, f"sha256:{here.digest}")
+    assert here.served == SIZE - ranges.size(after)
+
+
+def recorded(here: Here) -> Ranges:
+    """What the progress files record."""
+    found = (here.path / "blobs").glob(f"sha256-{here.digest}-partial-*")
+    return sidecars.claims([sidecars.parse(path.read_bytes()) for path in found])

@@ -18,14 +18,14 @@ from rich.filesize import decimal
 
 from watcher.act.journal import Journal, locked
 from watcher.decide import transitions
-from watcher.errors import LockedError
+from watcher.errors import EndedError, LockedError, WatchError
 from watcher.model import Action, ActionKind, Entry, Outcome, Ranges, Result, Rules
-from watcher.observe import place, scan
+from watcher.observe import parts, place, scan
 from watcher.observe.host import Host
 from watcher.ollama import names, ranges, registry
 from watcher.ollama.names import ModelName
 from watcher.state import folders, fs, state_folder, sums
-from watcher.state.sums import Chunks
+from watcher.state.sums import Chunk, Chunks
 
 _KEEP_SECONDS = 30.0  #: answers are written down this often, so that a kill loses little
 _SILENT_TIMES = 3  #: so often a registry may leave one question after another unanswered
@@ -40,11 +40,14 @@ def answer(
     """Ask and hash, with no lock held; the answers, and whether the memory could keep them."""
     asked = [action for action in questions if action.kind is ActionKind.ASK_REGISTRY]
     hashed = [action for action in questions if action.kind is ActionKind.HASH]
+    proved = [action for action in questions if action.kind is ActionKind.PROVE]
     answers: list[Outcome] = []
     kept, is_kept = 0, True
     with folders.opened_store(host.store) as store:
         keep_at = time.monotonic() + _KEEP_SECONDS
-        for outcome in chain(ask(asked, host), _hash(store, hashed, host)):
+        for outcome in chain(
+            ask(asked, host), _hash(store, hashed, host), _prove(store, proved, host)
+        ):
             answers.append(outcome)
             if time.monotonic() >= keep_at:
                 is_kept &= _keep(host, rules, store, answers[kept:])
@@ -230,12 +233,8 @@ def _wrong(fd: int, known: Chunks, progress: _Progress) -> Ranges:
         return ()
     found, size = list[tuple[int, int]](), os.fstat(fd).st_size
     for chunk in known:
-        if progress.over():
-            raise _StoppedError
-        if sums.wrong(fd, chunk):
+        if _is_wrong(fd, chunk, progress):
             found.append((chunk.start, chunk.end))
-        with contextlib.suppress(OSError):
-            os.posix_fadvise(fd, chunk.start, chunk.end - chunk.start, os.POSIX_FADV_DONTNEED)
     if size > known[-1].end:
         found.append((known[-1].end, size))
     joined = ranges.normal(found)
@@ -244,9 +243,64 @@ def _wrong(fd: int, known: Chunks, progress: _Progress) -> Ranges:
     return joined
 
 
-def _sums(store: int, digest: str) -> Chunks:
+def _is_wrong(fd: int, chunk: Chunk, progress: _Progress) -> bool:
+    if progress.over():
+        raise _StoppedError
+    found = sums.wrong(fd, chunk)
+    with contextlib.suppress(OSError):
+        os.posix_fadvise(fd, chunk.start, chunk.end - chunk.start, os.POSIX_FADV_DONTNEED)
+    return found
+
+
+def _prove(store: int, actions: Iterable[Action], host: Host) -> Iterator[Outcome]:
+    """Compare downloads with the sums of their chunks, which their registries are asked for."""
+    progress = _Progress(host)
+    for action in actions:
+        with contextlib.suppress(_StoppedError, EndedError):
+            try:
+                yield _proved(store, action, host, progress)
+            except (WatchError, OSError) as error:
+                yield Outcome(action, Result.FAILED, str(error))
+
+
+def _proved(store: int, action: Action, host: Host, progress: _Progress) -> Outcome:
+    chunks, entry = _sums_of_registry(store, action, host), action.expects[0]
+    if not chunks:
+        why = "its registry serves no sums of its chunks, so nothing was compared"
+        return Outcome(action, Result.REFUSED, why)
+    right, wrong = Ranges(), Ranges()
+    with folders.opened_blobs(store) as blobs, fs.closing(_opened(blobs, entry)) as fd:
+        written = parts.segments(fd, entry.size)
+        for chunk in chunks:
+            piece = ((chunk.start, chunk.end),)
+            if ranges.difference(piece, written):
+                continue
+            if not _is_wrong(fd, chunk, progress):
+                right = ranges.union(right, piece)
+            elif not ranges.difference(piece, action.doubts):
+                wrong = ranges.union(wrong, piece)
+        if not _is_as_it_was(fd, blobs, entry):
+            return Outcome(action, Result.REFUSED, "it has changed meanwhile")
+    if wrong and not right:
+        why = "no chunk matches its sum: the sums may be of other data, so nothing was changed"
+        return Outcome(action, Result.REFUSED, why)
+    found = f"{decimal(ranges.size(right))} match the sums of their chunks"
+    found += f", {decimal(ranges.size(wrong))} don't" if wrong else ""
+    return Outcome(action, Result.DONE, found, right=right, wrong=wrong)
+
+
+def _sums_of_registry(store: int, action: Action, host: Host) -> Chunks:
+    """The registry's sums of a layer's chunks, else ours. Raises as `host.sums` does."""
+    known = _sums(store, action.subject.lower(), action.length)
+    if host.sums is None or (known and known[0].kind == sums.REGISTRY):
+        return known
+    host.sums(action)
+    return _sums(store, action.subject.lower(), action.length)
+
+
+def _sums(store: int, digest: str, size: int | None = None) -> Chunks:
     with contextlib.suppress(OSError), state_folder.opened(store) as ours:
-        return sums.kept(ours, digest)
+        return sums.kept(ours, digest, size)
     return ()
 
 

@@ -149,10 +149,11 @@ def blamed(problems: Mapping[str, str]) -> Iterator[None]:
 def act_on(context: Context, host: Host, asked: Request, about: Targets | None = None) -> Exit:
     """One acting command on a store: show the plan, ask, do it, report the results."""
     state_folder.check(host.store)  # a dry run reports it, too
-    if asked.mode.fetch:
+    if asked.mode.fetch or asked.mode.prove:
         from watcher.transfer.mending import Mender
 
-        host = replace(host, fetch=Mender(host, context.settings, transient).fetch)
+        mender = Mender(host, context.settings, transient)
+        host = replace(host, fetch=mender.fetch, sums=mender.sums)
     chosen = _Choice(context, asked, about.of if about else reconcile.approve_all)
     report = _until_quiet(context, host, asked, chosen)._replace(plan=chosen.plan)
     left = _remaining(report, asked.mode, about.meant if about else remaining.everything)

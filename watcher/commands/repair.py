@@ -22,6 +22,9 @@ from watcher.errors import Exit, WatchError
     "--give-back", is_flag=True, help="Let the server resume what ollama-watch has of a model."
 )
 @click.option("--fetch", is_flag=True, help="Download what is wrong of damaged and missing blobs.")
+@click.option(
+    "--prove", is_flag=True, help="Compare what is on disk with its registry's sums of its chunks."
+)
 @declare.offline
 def repair(
     context: Context, targets: tuple[str, ...], give_back: bool, fetch: bool, **how: bool
@@ -42,7 +45,7 @@ def repair(
     # Without a word for it bytes are fetched only after a prompt that names them.
     fetches = fetch or context.settings.fetch
     fetches |= not how["yes"] and find_spec("pycurl") is not None
-    mode = modes.REPAIR._replace(online=online, fetch=online and fetches)
+    mode = modes.REPAIR._replace(online=online, fetch=online and fetches, prove=how.pop("prove"))
     mode = modes.GIVE_BACK if give_back else mode
     code = act(context, Request("repair", mode, targets, **how))
     if not how["dry_run"]:

@@ -24,6 +24,11 @@ _download = functools.partial(Row, of_download=True)
 TABLE = (
     Row(ActionKind.ASK_REGISTRY, "ask the registry about {}"),
     Row(ActionKind.HASH, "hash {}"),
+    Row(
+        ActionKind.PROVE,
+        "compare the download of {} with the sums of its chunks",
+        command=("repair", "--prove"),
+    ),
     _download(ActionKind.WRITE_SIDECARS, "repair the download of {}", EventType.DOWNLOAD_REPAIRED),
     _download(
         ActionKind.GIVE_BACK,

@@ -68,6 +68,11 @@ def _lacks_data(download: Download) -> str:
         return ""
     if download.is_useless:
         return f"checksum mismatch: {decimal(hollow)} recorded as downloaded can't be trusted"
+    wrong = (
+        () if download.proven is None else ranges.intersection(download.proven.wrong, trust.claimed)
+    )
+    if wrong:
+        return f"{decimal(hollow)} recorded as downloaded is wrong by the sums of its chunks"
     lost = "the data file is missing" if download.data is None else "the data file has holes there"
     return f"{decimal(hollow)} recorded as downloaded is not on disk: {lost}"
 

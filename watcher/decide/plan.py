@@ -64,6 +64,8 @@ def _of_download(each: Diagnosed, evidence: Evidence, rules: Rules) -> Iterator[
     if each.stale and mode.clean:
         yield from cleaning.of_download(each, evidence)
     elif mode.repair and (mode.repair_stale or not each.stale):
+        if mode.prove:
+            yield from repairing.prove(each, evidence, rules)
         if mode.hash:
             yield from repairing.questions_of(each)
         yield from repairing.of_download(each, evidence, rules)

@@ -81,6 +81,31 @@ def _write_sidecars(
     )
 
 
+def prove(diagnosed: Diagnosed, evidence: Evidence, rules: Rules) -> Iterator[model.Planned]:
+    """Compare what a server has left with the sums of its chunks, before its next pull does."""
+    download, kind, data = diagnosed.download, ActionKind.PROVE, diagnosed.download.data
+    passed = (model.Condition.REDUNDANT, model.Condition.UNKNOWN)
+    is_other = download.ours or download.transfer or diagnosed.condition in passed
+    if is_other or data is None or download.proven is not None:
+        return
+    why = safety.why_not_add(diagnosed, evidence)
+    if why is None and not rules.mode.online:
+        reason = "its registry may not be asked for the sums of its chunks"
+        why = safety.Why(RefusalKind.REGISTRY, reason, "run it again without --offline")
+    if why is None and not download.total:
+        why = _no_length(diagnosed, evidence)
+    if why is None and not download.models:
+        reason = "its model is unknown, so no registry can be asked for the sums of its chunks"
+        remedy = "run `ollama-watch repair --prove MODEL` with the name of its model"
+        why = safety.Why(RefusalKind.REGISTRY, reason, remedy)
+    if why is not None:
+        yield why.of_download(diagnosed, kind)
+        return
+    because, trusted = "to find damage before its next pull does", download.trust.trusted
+    action = Action(kind, diagnosed.digest, because, (data,), models=download.models)
+    yield action._replace(doubts=trusted, length=download.total or 0)
+
+
 def give_back(diagnosed: Diagnosed, evidence: Evidence) -> model.Planned:
     """What makes a transfer of ours a download that the server resumes."""
     download, kind, total = diagnosed.download, ActionKind.GIVE_BACK, diagnosed.download.total

@@ -67,7 +67,9 @@ def learn(
         in_downloads = (entry for each in evidence.downloads for entry in each.entries)
         there = {each.name for each in (*in_downloads, *census.unnamed, *census.unprotected)}
         touched = {name: each for name, each in memory.touched.items() if name in there}
-        learnt = replace(learnt, touched=touched)
+        digests = {each.digest for each in evidence.downloads} if evidence.boot else set()
+        proven = {digest: each for digest, each in memory.proven.items() if digest in digests}
+        learnt = replace(learnt, touched=touched, proven=proven)
     if evidence.clock is not None and evidence.clock.jump:
         happened.append(events.clock_jumped(evidence.clock.jump, now))
     if evidence.scope is None:
@@ -393,7 +395,7 @@ def proved(
     """The memory with what was found out by hashing and asking in that start of the machine."""
     asked = {digest: each for digest, each in memory.asked.items() if each.counts(now)}
     found: dict[str, Hashed] = {}
-    unproven = set(memory.unproven)
+    unproven, proven = set(memory.unproven), dict(memory.proven)
     for outcome in outcomes:
         if outcome.sha256 is not None:
             entry = outcome.action.expects[0]
@@ -405,8 +407,13 @@ def proved(
         if outcome.action.kind is ActionKind.ASK_REGISTRY:
             why = outcome.message if outcome.length is None else ""
             asked[outcome.action.subject] = Asked(outcome.length, now, why)
-    hashes = memory.hashes.plus(found)
-    return replace(memory, hashes=hashes, asked=asked, unproven=frozenset(unproven))
+        if outcome.action.kind is ActionKind.PROVE and outcome.result is model.Result.DONE:
+            data = outcome.action.expects[0]
+            proven[outcome.action.subject] = model.Proven(
+                data.inode, data.size, bound_to(data), boot, outcome.right, outcome.wrong
+            )
+    hashes, in_doubt = memory.hashes.plus(found), frozenset(unproven)
+    return replace(memory, hashes=hashes, asked=asked, unproven=in_doubt, proven=proven)
 
 
 def synced(

@@ -16,6 +16,8 @@ from watcher.model import (
     Kind,
     ManifestFault,
     NextStart,
+    Proven,
+    Ranges,
     Reads,
     Rules,
     ServerUser,
@@ -42,7 +44,7 @@ from watcher.observe.host import Host
 from watcher.observe.parts import Content, data_behind
 from watcher.ollama import names, ranges, sidecars
 from watcher.state import folders, fs, state_folder
-from watcher.state.memory import Memory, Remembered
+from watcher.state.memory import Memory, Remembered, bound_to
 from watcher.state.registry_cache import KnownLayer
 
 _WRITING_SECONDS = 2.0  #: a manifest is written in place: half of one is normal for an instant
@@ -269,6 +271,13 @@ def _doubted_first(
     return {digest: found[digest] for digest in sorted(found, key=lambda each: noted.get(each, 1))}
 
 
+def _as_proven(trust: Trust, proven: Proven, lost: Ranges) -> Trust:
+    """What can be believed once chunks were compared; `lost`: what the disk did not take."""
+    right = ranges.difference(proven.right, lost)
+    trusted = ranges.union(ranges.difference(trust.trusted, proven.wrong), right)
+    return trust._replace(present=ranges.union(trust.present, right), trusted=trusted)
+
+
 class _Reader:
     def __init__(self, around: _Look, digest: str, pieces: scan.Pieces) -> None:
         memory = around.memory
@@ -390,6 +399,9 @@ class _Reader:
             total, total_from = None, None
             faults = (*faults, "more bytes than any layer has")
         why_not = self.asked.why if self.asked is not None else ""
+        trust, proven = self._trust(read, faults, total), self._proven()
+        if proven is not None:
+            trust = _as_proven(trust, proven, self.record.lost if self.record is not None else ())
         made = self._base(
             self.record,
             self.born_ns,
@@ -399,12 +411,21 @@ class _Reader:
             total_from=total_from,
             faults=faults,
             doubted_length="" if total is not None else doubt or why_not,
-            trust=self._trust(read, faults, total),
+            trust=trust,
             reads=self.reads,
+            proven=proven,
         )
         # A wrong hash that no doubted bytes explain: any byte may be wrong.
         refuted = made.is_wrong and made.trust.zeros_read and made.trust.trusted == ((0, total),)
         return replace(made, trust=made.trust._replace(trusted=())) if refuted else made
+
+    def _proven(self) -> Proven | None:
+        """What comparing has shown of the data as it is."""
+        data, found = self.data, self.around.memory.proven.get(self.digest)
+        if data is None or found is None:
+            return None
+        now = data.inode, data.size, bound_to(data), self.around.boot
+        return found if found[:4] == now else None
 
     def _remembered(self, key: str, anchor: Entry | None) -> tuple[Remembered | None, int]:
         """What is remembered of this very file, not just of its digest, and when it was born."""

@@ -40,6 +40,8 @@ class Host:
     #: Fetches what an action is about beside it; the file that then holds it. Raises WatchError,
     #: EndedError, and OSError.
     fetch: Callable[[Action], Entry] | None = None
+    #: Has the sums of a layer's chunks kept, where one of its registries serves them. Raises alike.
+    sums: Callable[[Action], None] | None = None
     ends: Callable[[], bool] = lambda: False  #: whether to give a look up: an end was asked for
     reads_until: float = math.inf  #: by `uptime`: data is read for blocks of zeros until then
     stops: Callable[[], bool] = lambda: False  #: whether to hash no more and begin no further act

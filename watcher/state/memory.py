@@ -22,6 +22,7 @@ from watcher.model import (
     Condition,
     Entry,
     Part,
+    Proven,
     Ranges,
     Reads,
     Shift,
@@ -130,6 +131,17 @@ class Asked(NamedTuple):
 _asked = row(Asked, optional(checks.size), checks.seconds, checks.text)
 
 
+_proven = row(
+    Proven,
+    checks.identity,
+    checks.whole,
+    checks.nanoseconds,
+    checks.boot,
+    checks.byte_ranges,
+    checks.byte_ranges,
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Memory:
     """All that is remembered of one store; `docs/reference/state-files.md` explains the fields."""
@@ -138,6 +150,7 @@ class Memory:
     touched: Mapping[str, Touched] = field(default_factory=dict)  #: by file name under ``blobs/``
     hashes: Hashes = field(default_factory=Hashes)
     asked: Mapping[str, Asked] = field(default_factory=dict)  #: by digest
+    proven: Mapping[str, Proven] = field(default_factory=dict)  #: by digest
     unproven: frozenset[str] = frozenset()
     models: Mapping[str, tuple[int, int]] | None = None  #: None before the first full scan
     problems: frozenset[tuple[str, str]] = frozenset()  #: by kind and path
@@ -299,6 +312,7 @@ class _File(json_file.File[Memory]):
             touched={checks.file_name(_exact(name)): _touched(each) for name, each in touched},
             hashes=Hashes({checks.file_name(name): hashed(each) for name, each in hashes}),
             asked={_key(digest): _asked(each) for digest, each in asked},
+            proven={_key(each): _proven(row) for each, row in found.get("proven", {}).items()},
             unproven=frozenset(map(_key, found["unproven"])),
             models=models,
             problems=problems,
@@ -314,6 +328,7 @@ class _File(json_file.File[Memory]):
             "downloads": {digest: checks.to_keys(each) for digest, each in value.downloads.items()},
             "touched": {names.exact(name): each for name, each in value.touched.items()},
             "asked": dict(value.asked),
+            "proven": dict(value.proven),
             "unproven": sorted(value.unproven),
             "looked_at": value.looked_at,
             "clock": _of_clock(value.clocks[-1]) if value.clocks else None,

@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
+from typing import TypeVar
 
 from rich.filesize import decimal
 
@@ -22,6 +23,7 @@ from watcher.transfer.model import Fetched, Transfer
 from watcher.transfer.rate import Limit
 from watcher.transfer.values import Layer, Order, Partial, Progress, TransferError
 
+T = TypeVar("T")
 _TICK_SECONDS = 0.2
 
 
@@ -49,18 +51,35 @@ class Mender:
                 return found
         raise ChangedError(f"another process has replaced {names.short(action.subject)}")
 
+    def sums(self, action: Action) -> None:
+        """Have the sums of a layer's chunks kept, where one of its registries serves them.
+
+        Raises as `fetch` does.
+        """
+        for model in _models(action):
+            transfer = self._transfer(self._order(action, model, action.length))
+            if self._run(transfer, transfer.sums):
+                return
+
     def _fetched(self, action: Action) -> Fetched:
         """From the first of its models' registries that has it."""
         *others, last = _models(action)
         for model in others:
             with suppress(TransferError):
-                return self._run(self._order(action, model))
-        return self._run(self._order(action, last))
+                return self._from(action, model)
+        return self._from(action, last)
 
-    def _run(self, order: Order) -> Fetched:
-        transfer = Transfer(order, self._options(), self._heard)
+    def _from(self, action: Action, model: ModelName) -> Fetched:
+        order = self._order(action, model, action.needs)
+        transfer = self._transfer(order._replace(partials=tuple(self._sources(action))))
+        return self._run(transfer, transfer.run)
+
+    def _transfer(self, order: Order) -> Transfer:
+        return Transfer(order, self._options(), self._heard)
+
+    def _run(self, transfer: Transfer, work: Callable[[], T]) -> T:
         with ThreadPoolExecutor(1) as pool:
-            job = pool.submit(transfer.run)
+            job = pool.submit(work)
             try:
                 while not wait([job], _TICK_SECONDS).done:
                     if self._host.stops():
@@ -73,14 +92,13 @@ class Mender:
         except values.StoppedError:
             raise EndedError from None
 
-    def _order(self, action: Action, model: ModelName) -> Order:
+    def _order(self, action: Action, model: ModelName, size: int) -> Order:
         return Order(
             self._host.store,
             model,
             place.boot(self._host),
             key=auth.usual_key(),
-            layers=(Layer(action.subject, action.needs),),
-            partials=tuple(self._sources(action)),
+            layers=(Layer(action.subject, size),),
             mirrors=self._settings.mirrors,
         )
 

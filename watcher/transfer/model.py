@@ -60,6 +60,10 @@ class Transfer:
         """The registry's manifest, byte for byte. Raises as `run` does."""
         return self._ended(self._manifest)
 
+    def sums(self) -> bool:
+        """Have the sums of the order's layers kept; whether the registry serves all. As `run`."""
+        return self._ended(self._sums)
+
     def run(self) -> Fetched:
         """Fetch and verify all that the store lacks of the order. Names come later.
 
@@ -109,6 +113,14 @@ class Transfer:
     async def _manifest(self, target: Store) -> bytes:
         with self._asking(target) as (connections, registry):
             return await connections.patiently(registry.manifest)
+
+    async def _sums(self, target: Store) -> bool:
+        with self._asking(target) as (_, registry):
+            found = [(layer, await registry.sums(layer)) for layer in self._order.layers]
+        for layer, raw in found:
+            if raw:
+                target.keep_sums(layer, raw)
+        return all(raw for _, raw in found)
 
     async def _fetched(self, target: Store) -> Fetched:
         with self._asking(target) as (connections, registry):
