@@ -16,7 +16,7 @@ from watcher.errors import SettingsError, as_root, shown
 SYSTEM_FILE = Path("/etc/ollama-watch.toml")
 _READ_LIMIT = 1 << 20  #: what is larger is no file of settings, and may have no end
 ENVIRONMENT_PREFIX = "OLLAMA_WATCH_"
-MOST_CONNECTIONS = 64  #: a registry takes more for an attack, and they bring nothing
+_MOST_CONNECTIONS = 64  #: a registry takes more for an attack, and they bring nothing
 _LEAST_RATE = 1000  #: with less a registry closes the connections
 
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
@@ -71,11 +71,15 @@ def rate(value: object) -> int:
     raise ValueError("expected a rate such as 5MB/s, of at least 1KB/s, or 0 for no limit")
 
 
-def connections(value: object) -> int:
-    count = int(value) if isinstance(value, str) and re.fullmatch("[0-9]{1,3}", value) else value
-    if isinstance(count, int) and not isinstance(count, bool) and 0 < count <= MOST_CONNECTIONS:
-        return count
-    raise ValueError(f"expected a number from 1 to {MOST_CONNECTIONS}")
+def connections(value: object) -> tuple[int, int]:
+    """How many at first and at most, of ``8-16`` or one number for both."""
+    text = str(value) if isinstance(value, int | str) and not isinstance(value, bool) else ""
+    match = re.fullmatch(r"([0-9]{1,3})(?:-([0-9]{1,3}))?", text, re.ASCII)
+    if match is not None:
+        first, most = int(match[1]), int(match[2] or match[1])
+        if 0 < first <= most <= _MOST_CONNECTIONS:
+            return first, most
+    raise ValueError(f"expected a number from 1 to {_MOST_CONNECTIONS}, or two such as 8-16")
 
 
 def mirrors(value: object) -> tuple[str, ...]:
@@ -143,7 +147,7 @@ class Settings:
     fetch: bool = _setting(boolean, False)
     clean: bool = _setting(boolean, False)
     queue: bool = _setting(boolean, False)
-    connections: int = _setting(connections, 8)
+    connections: tuple[int, int] = _setting(connections, "8-16")
     rate: int = _setting(rate, 0)
     mirrors: tuple[str, ...] = _setting(mirrors, [])
     writers_visible: bool = _setting(boolean, False)

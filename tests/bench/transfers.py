@@ -120,16 +120,15 @@ def transfer(setting: Setting) -> Iterator[Row]:
 
 def rates(setting: Setting) -> Iterator[Row]:
     """2 GiB on lines that are slower than the machine, beside the server's own pull and sync."""
-    for text, limits, connections in (
-        ("at 200 MB per second in all", (200_000_000, 0), _CONNECTIONS),
-        ("at 10 MB per second and connection", (0, 10_000_000), _CONNECTIONS),
-        ("at 10 MB per second and connection, with 16 as the server", (0, 10_000_000), 16),
+    for text, limits in (
+        ("at 200 MB per second in all", (200_000_000, 0)),
+        ("at 10 MB per second and connection", (0, 10_000_000)),
     ):
-        yield from _rated(setting, text, limits, connections)
+        yield from _rated(setting, text, limits)
     (setting.fast / "source").unlink()
 
 
-def _rated(setting: Setting, text: str, limits: tuple[int, int], connections: int) -> Iterator[Row]:
+def _rated(setting: Setting, text: str, limits: tuple[int, int]) -> Iterator[Row]:
     store, source = setting.folder / "transfer", setting.fast / "source"
     words = ["tests.bench.files", str(source), *map(str, limits)]
     with process(*words, until="http://") as (_, line):
@@ -137,7 +136,7 @@ def _rated(setting: Setting, text: str, limits: tuple[int, int], connections: in
         mine, server, ends = [], [], []
         for _ in range(3):
             _cleared(store)
-            mine.append(run(_words(store, model, connections=connections)))
+            mine.append(run(_words(store, model)))
             ended = time.monotonic()
             with urllib.request.urlopen(urllib.parse.urljoin(url, "/last")) as answer:
                 ends.append(ended - float(answer.read()))

@@ -25,9 +25,10 @@ from watcher.transfer.model import Fetched, Transfer
 
 BOOT = "this start"
 SECONDS = 60.0
+CONNECTIONS = 8
 #: Small pieces and short waits; a reserve that no test's disk lacks.
 QUICK = values.Options(
-    piece=2 * MIB, first_pause=0.01, longest_pause=0.05, sync_bytes=8 * MIB, reserve=0
+    CONNECTIONS, piece=2 * MIB, first_pause=0.01, longest_pause=0.05, sync_bytes=8 * MIB, reserve=0
 )
 
 

@@ -15,7 +15,7 @@ from watcher.transfer.ledger import Ledger
 from watcher.transfer.store import Store
 from watcher.transfer.values import Layer
 
-from .driven import QUICK, Here, Process, wait_for, with_options
+from .driven import CONNECTIONS, Here, Process, wait_for, with_options
 
 
 @pytest.mark.parametrize(("seed", "connections"), [(1, 1), (2, 2), (3, 8)])
@@ -97,7 +97,7 @@ def test_a_second_pull_takes_over_where_the_first_dies(here: Here) -> None:
             here.registry.release()
             second.end()
     here.check()
-    assert here.served <= here.size + 2 + QUICK.connections * MIB
+    assert here.served <= here.size + 2 + CONNECTIONS * MIB
 
 
 def test_a_layer_that_another_pull_names_at_the_last_moment_has_not_changed(

@@ -13,9 +13,10 @@ import pytest
 from watcher.demo.registry import Fault, Manners
 from watcher.model import MIB
 from watcher.transfer import values as transfer
+from watcher.transfer.growth import Growth
 from watcher.transfer.values import Cause
 
-from .driven import QUICK, Background, Here, wait_for, with_options
+from .driven import QUICK, SECONDS, Background, Here, wait_for, with_options
 
 
 @pytest.mark.parametrize("kind", ["reset", "truncate"])
@@ -105,6 +106,27 @@ def test_a_busy_registry_gets_half_the_connections(here: Here) -> None:
         here.registry.wait_held(digest, 3)
         wait_for(here.waits)
         assert len(here.registry.held(digest)) == 3  # of those that had begun, and no fourth one
+        here.registry.release()
+        running.result()
+
+
+def test_more_connections_are_opened_where_they_bring_more(
+    here: Here, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digest, wanted = here.model.digests[0], [2]
+
+    def look(growth: Growth, *_: object, **__: object) -> int:
+        growth.number = wanted[-1]
+        return growth.number
+
+    monkeypatch.setattr(Growth, "look", look)
+    here.registry.hold(digest, after=1000)
+    options = with_options(piece=MIB, connections=(2, 5), stall=SECONDS, slow_seconds=0.1)
+    with Background(here.transfer(options)) as running:
+        assert len(here.registry.wait_held(digest, 2)) == 2
+        wanted.append(5)
+        assert len(here.registry.wait_held(digest, 5)) == 5
+        wanted.append(1)
         here.registry.release()
         running.result()
 

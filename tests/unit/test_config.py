@@ -312,7 +312,7 @@ def test_show_reports_each_value_and_its_source(run: Run, tmp_path: Path) -> Non
         ["fetch", "false", "default"],
         ["clean", "true", str(file)],
         ["queue", "false", "default"],
-        ["connections", "8", "default"],
+        ["connections", "8-16", "default"],
         ["rate", "0", "default"],
         ["mirrors", "(none)", "default"],
         ["writers_visible", "false", "default"],

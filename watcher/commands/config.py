@@ -59,7 +59,7 @@ def _settings(context: Context) -> Iterator[tuple[str, object, str]]:
     yield "store", *found.get("store", (None, "default"))
     for key, known in settings.KEYS.items():
         value, source = found.get(key, (known.metadata["default"], "default"))
-        if isinstance(known.default, bool | tuple):  # in a variable it is words
+        if isinstance(known.metadata["default"], bool | list):  # in a variable it is words
             value = known.metadata["read"](value)
         yield key, list(value) if isinstance(value, tuple) else value, source
 

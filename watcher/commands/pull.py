@@ -33,9 +33,9 @@ from watcher.errors import Exit
 )
 @click.option(
     "--connections",
-    type=click.IntRange(1, config.MOST_CONNECTIONS),
+    type=declare.Read("connections", config.connections),
     metavar="N",
-    help="Connections to a registry (default 8).",
+    help="Connections to a registry (default 8; up to 16 where each is slow by itself).",
 )
 @click.option(
     "--rate",

@@ -38,7 +38,8 @@ class Options:
     verify: bool = False  #: also hash the layers that were on disk before
     stall_seconds: float = STALL_SECONDS
     server_seconds: float = SERVER_SECONDS
-    connections: int = Settings().connections  #: our own to a registry, each
+    #: Our own to a registry: how many; or at first, and at most where more bring more.
+    connections: int | tuple[int, int] = Settings().connections
     #: Of our own transfers of the store; it may be changed while they run.
     limit: Limit = field(default_factory=Limit)
     wait: bool = True  #: leave a layer that the server pulls just now to it

@@ -21,6 +21,7 @@ from watcher.transfer import flows
 from watcher.transfer.client import Answer, Client
 from watcher.transfer.fetch import Fetch
 from watcher.transfer.flows import Flow
+from watcher.transfer.growth import Growth, bounds
 from watcher.transfer.pieces import Piece
 from watcher.transfer.rate import Bucket
 from watcher.transfer.registry import Registry, wrong_answer
@@ -99,8 +100,15 @@ class Connections:
         #: Bytes of the layers that are to be opened later.
         self.later = 0
         self.bell = Bell()
-        self._all = [_Connection() for _ in range(options.connections)]
-        self._used, self._allowed = 0, options.connections
+        first, most = bounds(options.connections)
+        self._all = [_Connection() for _ in range(most)]
+        self._first = self._begun = self._allowed = first
+        self._used = 0
+        self._growth = Growth(first, most)
+        #: Rings when more connections are to begin.
+        self._more = Bell()
+        #: Bytes that answers brought which have ended.
+        self._came = 0
         #: Before that nobody asks anything.
         self._not_before = 0.0
         #: Tries that brought something; those in a row that nobody complained about.
@@ -110,7 +118,7 @@ class Connections:
 
     async def run(self) -> None:
         """Fetch until canceled. Raises TransferError where no further try can help."""
-        works = [self._work(each) for each in self._all]
+        works = [self._work(number, each) for number, each in enumerate(self._all)]
         await all_of([*works, self._watch_speeds(), self._share_rate()])
 
     @contextlib.contextmanager
@@ -133,7 +141,9 @@ class Connections:
             except TryError as error:
                 await self._wait_after(asker, error, "")
 
-    async def _work(self, connection: _Connection) -> None:
+    async def _work(self, number: int, connection: _Connection) -> None:
+        while number >= self._begun:
+            await self._more.wait()
         while True:
             fetch, piece = await self._next()
             failed: TryError | OSError | None = None
@@ -196,6 +206,7 @@ class Connections:
         finally:
             connection.flow = connection.asked = connection.given_up = None
             flow.end(_now())
+            self._came += flow.received
             connection.rate = flow.rate() if flow.received >= MIB else connection.rate
             connection.has_brought = flow.received >= _FRUIT or piece.at == piece.end
             if connection.has_brought:
@@ -209,7 +220,7 @@ class Connections:
         fetch.worked = address
         self._good += 1
         self._good_in_row += 1
-        if self._good_in_row >= _GOOD_PIECES and self._allowed < self._options.connections:
+        if self._good_in_row >= _GOOD_PIECES and self._allowed < self._first:
             self._allowed, self._good_in_row = self._allowed + 1, 0
 
     def _refusal(
@@ -254,6 +265,7 @@ class Connections:
         )
         if isinstance(error, BusyError):
             seconds = self._ask_less(seconds if error.seconds is None else error.seconds)
+        self._growth.stop()
         reason = str(error) if isinstance(error, TryError) else f"the disk: {error.strerror}"
         self.emit(Waiting(digest, reason, connection.tries, seconds))
         await self._pause(seconds)
@@ -297,6 +309,7 @@ class Connections:
             await asyncio.sleep(min(seconds / 10, stall / 10, _LOOK_SECONDS))
             for each in self._all:
                 self._look(each, seconds)
+            self._grow()
             rates = [each.rate for each in self._all if each.rate is not None]
             for each in self._all:
                 if each.flow is None:
@@ -307,6 +320,16 @@ class Connections:
                     continue  # a connection that brings more would wait
                 elif each.flow.covers(seconds) and flows.is_slow(each.flow.rate(), rates):
                     _give_up(each, _AgainError("a slow connection is replaced"))
+
+    def _grow(self) -> None:
+        """Use more connections where they bring more, and fewer again where they did not."""
+        came = self._came + sum(each.flow.received for each in self._all if each.flow is not None)
+        all_used = self._used >= self._allowed and not self._bucket.is_limited
+        before = self._growth.number
+        number = self._growth.look(_now(), came, all_used=all_used)
+        if number != before:
+            self._allowed, self._begun = number, max(self._begun, number)
+            self._more.ring()
 
     async def _share_rate(self) -> None:
         """Take of the rate what falls to the layers that are fetched here, of all of the store."""

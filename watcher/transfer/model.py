@@ -97,6 +97,7 @@ class Transfer:
         try:
             from watcher.transfer.client import Client
             from watcher.transfer.connections import Connections
+            from watcher.transfer.growth import bounds
             from watcher.transfer.registry import Access, Registry
         except ImportError as error:
             raise TransferError(
@@ -105,7 +106,7 @@ class Transfer:
                 Cause.UNAVAILABLE,
             ) from None
         order, options = self._order, self._options
-        with Client(options.connections) as client:
+        with Client(bounds(options.connections)[1]) as client:
             access = Access(order.insecure, order.plain, order.key, options.stall, order.mirrors)
             registry = Registry(client, order.model, access, self._emit)
             yield Connections(client, registry, target, options, self._emit), registry

@@ -32,7 +32,8 @@ def reserve(room: os.statvfs_result) -> int:
 class Options:
     """How to fetch. Sizes in bytes, times in seconds."""
 
-    connections: int = 8
+    #: How many; or at first, and at most where more bring more.
+    connections: int | tuple[int, int] = (8, 16)
     #: A connection that is silent for so long gives its rest to another one.
     stall: float = 30.0
     #: So often in a row a try may bring nothing before the transfer ends; None: for ever.
