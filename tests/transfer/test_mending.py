@@ -145,14 +145,38 @@ def test_a_prompt_names_the_bytes(here: Here) -> None:
     check_right(here)
 
 
-def test_a_daemon_fetches_where_the_settings_say_so(here: Here) -> None:
-    flip(here, 3)
-    verify(here)
+@pytest.mark.parametrize("damage", ["wrong", "missing"])
+def test_a_daemon_fetches_where_the_settings_say_so(here: Here, damage: str) -> None:
+    """What is wrong as what is too short, and what is missing."""
+    config = here.path / "blobs" / here.model.config.replace(":", "-")
+    if damage == "wrong":
+        flip(here, 3)
+        verify(here)
+    else:
+        os.truncate(here.blob, SIZE - 5)
+        config.unlink()
     said = {"OLLAMA_WATCH_REPAIR": "true", "OLLAMA_WATCH_FETCH": "true"}
     with Daemon(here.path, said):
-        wait_for(lambda: kept(here) and not here.folder.exists())
+        wait_for(lambda: kept(here) and config.exists() and not here.folder.exists())
     assert here.served <= CHUNK + 1
     check_right(here)
+
+
+def test_a_daemon_fetches_nothing_where_they_do_not(here: Here) -> None:
+    here.blob.unlink()
+    with Daemon(here.path, {"OLLAMA_WATCH_REPAIR": "true"}) as daemon:
+        daemon.wait_event("store_problem")
+        daemon.wait_idle()
+    assert (here.served, here.blob.exists()) == (0, False)
+
+
+def test_a_missing_blob_that_its_registry_lacks_is_refused_with_the_reason(here: Here) -> None:
+    here.blob.unlink()
+    here.registry.add_fault(Fault("page", on="head", digest=f"sha256:{here.digest}", status=404))
+    (refused,) = document(here, *FETCH, code=3)["plan"]["refusals"]
+    assert (refused["verb"], refused["kind"]) == ("fetch_chunks", "registry")
+    assert "does not have it" in refused["why"]
+    assert refused["remedy"]
 
 
 def test_by_sums_of_ours_a_flipped_byte_costs_a_chunk_of_ours(here: Here) -> None:

@@ -100,7 +100,7 @@ def _odd_blob(odd: OddBlob, evidence: Evidence) -> Finding:
     finding = found(f"blob_{odd.fault.value}", f"blobs/{names.blob(odd.digest)}", who=who)
     command = ""
     if odd.models and odd.fault is BlobFault.MISSING:
-        command = advice.ollama(evidence, "pull", odd.models[0])
+        command = _completed(odd, evidence)
     elif odd.models and odd.fault is not BlobFault.SYMLINK:
         command = advice.watch(evidence, "repair", short)
     return finding._replace(
@@ -110,6 +110,13 @@ def _odd_blob(odd: OddBlob, evidence: Evidence) -> Finding:
         models=odd.models,
         wrong=odd.wrong,
     )
+
+
+def _completed(odd: OddBlob, evidence: Evidence) -> str:
+    """What fetches a missing blob: the pull of an unfinished model does, with the rest of it."""
+    if any(not each.ours and set(each.models) & set(odd.models) for each in evidence.downloads):
+        return advice.ollama(evidence, "pull", odd.models[0])
+    return advice.watch(evidence, "repair", "--fetch", names.short(odd.digest))
 
 
 def _evidence_of(odd: OddBlob) -> str:

@@ -51,8 +51,11 @@ def fetched(evidence: Evidence, rules: Rules) -> Iterator[model.Planned]:
         is_missing = odd.fault is model.BlobFault.MISSING and odd.lies is None
         if not (odd.fault in model.WRONG or is_missing) or not odd.models or not odd.wanted:
             continue
-        if odd.asked and (odd.registry != odd.wanted or (odd.entry and _blob_stays(odd, evidence))):
+        if odd.asked and odd.entry and _blob_stays(odd, evidence):
             continue  # the refusal is that of its quarantine
+        if odd.asked and (unknown := _unconfirmed(odd, evidence)):
+            yield unknown.refusal(odd.digest, ActionKind.FETCH_CHUNKS, odd.models)
+            continue
         ours = [each for each in evidence.downloads if each.digest == odd.digest and each.ours]
         left = odd.wanted - sum(ranges.size(each.trust.trusted) for each in ours)
         wrong = min(left, ranges.size(ranges.within(odd.wrong, 0, odd.wanted)))
@@ -98,11 +101,18 @@ def _no_room(evidence: Evidence, most: int) -> safety.Why:
 
 def _blob_stays(odd: OddBlob, evidence: Evidence) -> safety.Why | None:
     """A damaged blob stays where no registry has confirmed that it can be downloaded again."""
+    if why := _unconfirmed(odd, evidence):
+        return why._replace(reason=f"it is damaged but may be the only copy: {why.reason}")
+    if evidence.view.visibility is not model.Visibility.FULL:
+        return safety.unseen(evidence)
+    return safety.store_forbids(evidence)
+
+
+def _unconfirmed(odd: OddBlob, evidence: Evidence) -> safety.Why | None:
+    """Why it is not known that a blob can be downloaded again."""
     if odd.registry is not None and odd.registry == odd.wanted:
-        if evidence.view.visibility is not model.Visibility.FULL:
-            return safety.unseen(evidence)
-        return safety.store_forbids(evidence)
-    kind, stays, command = RefusalKind.REGISTRY, "it is damaged but may be the only copy", ""
+        return None
+    command = ""
     if not odd.models:
         why, remedy = "no model names it", "pull or create its model again"
     elif odd.registry is not None:
@@ -115,7 +125,7 @@ def _blob_stays(odd: OddBlob, evidence: Evidence) -> safety.Why | None:
         if odd.asked:
             why = "its registry did not answer, or does not have it"
             remedy = "make the registry reachable and run this again, or create the model again"
-    return safety.Why(kind, f"{stays}: {why}", remedy, command=command)
+    return safety.Why(RefusalKind.REGISTRY, why, remedy, command=command)
 
 
 def steps(evidence: Evidence, rules: Rules) -> Iterator[model.Planned]:

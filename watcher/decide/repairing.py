@@ -239,9 +239,7 @@ def questions_to_registries(
         yield Action(ask, odd.digest, because, (), models=odd.models)
 
 
-def _damaged_and_unheard(
-    evidence: Evidence, *, missing_too: bool = False
-) -> Iterator[model.OddBlob]:
+def _damaged_and_unheard(evidence: Evidence, *, missing_too: bool) -> Iterator[model.OddBlob]:
     faults = model.WRONG | {model.BlobFault.MISSING} if missing_too else model.WRONG
     for odd in evidence.census.odd:
         if odd.fault in faults and odd.models and odd.registry is None:
@@ -268,9 +266,9 @@ def all_blobs(evidence: Evidence) -> Iterator[Action]:
             yield _hash(entry, digest, "not hashed in its present state")
 
 
-def open_questions(evidence: Evidence) -> frozenset[str]:
+def open_questions(evidence: Evidence, *, missing_too: bool) -> frozenset[str]:
     """The digests of blobs that have to be hashed, or that a registry has not been heard about."""
-    unheard = {odd.digest for odd in _damaged_and_unheard(evidence)}
+    unheard = {odd.digest for odd in _damaged_and_unheard(evidence, missing_too=missing_too)}
     return frozenset(unheard | {each.subject for each in blobs_in_doubt(evidence)})
 
 

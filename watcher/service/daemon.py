@@ -187,7 +187,9 @@ class _Service:
             return
         try:
             if self._settings.repair:
-                doubted = known.unproven | repairing.open_questions(report.evidence)
+                doubted = known.unproven | repairing.open_questions(
+                    report.evidence, missing_too=self._settings.fetch
+                )
                 if report.evidence.scope is None:
                     self._scrub.forget(doubted)
                 self._scrub.want(doubted, self._settings)
