@@ -21,7 +21,7 @@ from watcher.system import stopping, terminal
 COMMANDS = {
     "Everyday": ("status", "audit", "pull", "repair", "clean", "df"),
     "Upkeep": ("verify", "quarantine", "log", "queue", "reset"),
-    "Service": ("daemon", "service", "prepare", "config"),
+    "Service": ("daemon", "web", "service", "prepare", "config"),
     "Demo": ("demo",),
 }
 #: Of each command, what people type for it.
@@ -35,6 +35,7 @@ NEAR = {
     "verify": "hash",
     "log": "logs history events",
     "daemon": "watch run serve",
+    "web": "page dashboard http ui",
     "service": "install",
     "config": "settings",
 }

@@ -118,17 +118,38 @@ def metrics_file(value: object) -> str:
     raise ValueError("expected an absolute path that ends in .prom")
 
 
-def address(value: object) -> tuple[str, int] | None:
-    """Address and port of ``127.0.0.1:9464`` or ``[::1]:9464``; None for ""."""
-    if value == "":
-        return None
+def endpoint(value: object) -> tuple[str, int]:
+    """Address and port of ``127.0.0.1:9464`` or ``[::1]:9464``; port 0 is any that is free."""
     pattern = r"(?:\[([0-9a-fA-F:]+)\]|([0-9.]+|localhost)):([0-9]{1,5})"
     match = re.fullmatch(pattern, value) if isinstance(value, str) else None
-    if match is not None and 0 < int(match[3]) <= _LARGEST_PORT:
+    if match is not None and int(match[3]) <= _LARGEST_PORT:
         with contextlib.suppress(ValueError):
             host = (match[1] or match[2]).replace("localhost", "127.0.0.1")
             return str(ipaddress.ip_address(host)), int(match[3])
     raise ValueError("expected an address and a port, such as 127.0.0.1:9464")
+
+
+def spelled(host: str, port: int) -> str:
+    """An address and a port as `endpoint` reads them, and a URL has them."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def address(value: object) -> tuple[str, int] | None:
+    """The same with a port; None for ""."""
+    if value == "":
+        return None
+    found = endpoint(value)
+    if not found[1]:
+        raise ValueError("expected an address and a port that is not 0")
+    return found
+
+
+def loopback(value: object) -> tuple[str, int] | None:
+    """The same of this machine alone."""
+    found = address(value)
+    if found is None or ipaddress.ip_address(found[0]).is_loopback:
+        return found
+    raise ValueError("expected an address of loopback, such as 127.0.0.1:9465")
 
 
 def _setting(read: Callable[[object], Any], default: object, key: str = "") -> Any:
@@ -158,6 +179,7 @@ class Settings:
     metrics_file: str = _setting(metrics_file, "")
     metrics_listen: tuple[str, int] | None = _setting(address, "")
     metrics_allow_remote: bool = _setting(boolean, False)
+    web_listen: tuple[str, int] | None = _setting(loopback, "")
 
 
 #: The fields by their keys in the file, which has `store` besides.

@@ -18,7 +18,7 @@ from watcher.observe import evidence
 from watcher.observe.host import Host
 from watcher.ollama.names import ModelName
 from watcher.service import scrub
-from watcher.service.daemon import _Service
+from watcher.service.daemon import Children, _Service
 from watcher.service.metrics import Metrics
 from watcher.service.scrub import Scrub
 
@@ -104,9 +104,9 @@ def test_a_service_goes_on_about_what_its_registry_has_not_answered(
         return planned._replace(actions=asks)
 
     report = one_run(host, policy, approve=only_questions)
-    _Service(host, policy.settings, Metrics(host.store, policy.settings), [])._work_beside(
-        report, lambda _: None
-    )
+    _Service(
+        host, policy.settings, Metrics(host.store, policy.settings), Children([])
+    )._work_beside(report, lambda _: None)
     assert [digest in each for each in wanted] == [said is None]
 
 
@@ -186,7 +186,7 @@ def test_a_daemon_puts_aside_what_it_has_not_hashed_before(
         registry_length=lambda *_: len(b"right bytes"),
     )
     policy = changed(POLICY, repair=True, clean=False)
-    service = _Service(host, policy.settings, Metrics(host.store, policy.settings), [])
+    service = _Service(host, policy.settings, Metrics(host.store, policy.settings), Children([]))
     try:
         service._work_beside(one_run(host, policy), lambda _: None)
         wait_until(lambda: service._scrub._worker._thread is None, "the end of the proofs")

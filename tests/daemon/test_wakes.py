@@ -495,7 +495,7 @@ def test_the_service_reports_once_that_it_receives_no_file_events_and_looks_all_
         "def stop(): os.kill(os.getpid(), signal.SIGTERM)\n"
         "reconcile.Reconciler.reconcile = cycle\n"
         "policy = Settings(repair=False, writers_visible=True)\n"
-        "daemon.run(Host(sys.argv[1], report=tell), lambda: policy, [])\n"
+        "daemon.run(Host(sys.argv[1], report=tell), lambda: policy, daemon.Children([]))\n"
     )
     done = _limited(store, "max_inotify_watches", 0, script)
     assert done.stderr == ""

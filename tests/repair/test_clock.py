@@ -269,7 +269,8 @@ from watcher.service import daemon
 
 store, ahead = sys.argv[1], Path(sys.argv[2])
 host = Host(store, clock=lambda: time.time() + float(ahead.read_text() or 0))
-daemon.run(host, lambda: Settings(repair=True, clean=True, writers_visible=True), [])
+settings = Settings(repair=True, clean=True, writers_visible=True)
+daemon.run(host, lambda: settings, daemon.Children([]))
 """
 
 

@@ -323,6 +323,7 @@ def test_show_reports_each_value_and_its_source(run: Run, tmp_path: Path) -> Non
         ["metrics_file", "(none)", "default"],
         ["metrics_listen", "(none)", "default"],
         ["metrics_allow_remote", "false", "default"],
+        ["web_listen", "(none)", "default"],
     ]
     env = {"OLLAMA_WATCH_MIRRORS": "http://a http://b:5000"}
     found = json.loads(run("--store", "/x", *command, "--json", env=env).stdout)

@@ -47,18 +47,27 @@ def daemon(context: Context) -> Exit:
         return first.pop() if first else _read_again(context)
 
     file = context.config_file or config.SYSTEM_FILE
+    page = context.settings.web_listen
     if _reads_settings(file) and privileges.can_start_anew():
         given_file = [] if context.config_file is None else ["--config", os.path.abspath(file)]
         isolated = ["-I"] if sys.flags.isolated else []
-        words = ["--store", found.path, "-q", "queue", "run", "--leashed"]
-        runner = [sys.executable, *isolated, "-m", "watcher", *given_file, *words]
-        service.run(host, settings, runner)
+        ours = [sys.executable, *isolated, "-m", "watcher", *given_file]
+        ours += ["--store", found.path, "-q"]
+        web = page and [*ours, "web", "--listen", config.spelled(*page), "--leashed"]
+        runs = service.Children([*ours, "queue", "run", "--leashed"], web)
+        service.run(host, settings, runs)
         return Exit.HEALTHY
     # The user whom root has become can't start us again, or not with the same settings.
-    from watcher.pull.queue_process import Starter  # not needed by all, and takes memory
+    from watcher.system.leash import Starter  # not needed by all, and takes memory
 
-    with contextlib.closing(Starter(lambda: _run_queue(context, found.path))) as starter:
-        service.run(host, settings, starter)
+    with contextlib.ExitStack() as opened:
+        own = replace(context, stores=(found.path,), stores_by="--store", quiet=True, json=False)
+
+        def starter(run: Callable[[Context], int]) -> Starter:
+            return opened.enter_context(contextlib.closing(Starter(lambda: _run_leashed(run, own))))
+
+        web_starter = starter(_serve_page) if page else None
+        service.run(host, settings, service.Children(starter(_run_queue), web_starter))
     return Exit.HEALTHY
 
 
@@ -92,21 +101,33 @@ def _reads_settings(file: Path) -> bool:
     return os.access(file, os.R_OK)
 
 
-def _run_queue(context: Context, store: str) -> int:
-    """Run the queue for a daemon, in a process that was forked."""
-    from dataclasses import replace
-
-    from watcher.commands import queueing
-
-    own = replace(context, stores=(store,), stores_by="--store", quiet=True, json=False)
+def _run_leashed(run: Callable[[Context], int], context: Context) -> int:
+    """Run a command for a daemon, in a process that was forked."""
     try:
-        return queueing.run_leashed(own)
+        return run(context)
     except WatchError as error:
         complain(f"ollama-watch: {error}")
         return error.exit_code
     except Exception as error:
         complain(f"ollama-watch: {named(error) or f'{type(error).__name__}: {error}'}")
         return Exit.FAILED
+
+
+def _run_queue(context: Context) -> int:
+    from watcher.commands import queueing
+
+    return queueing.run_leashed(context)
+
+
+def _serve_page(context: Context) -> int:
+    from watcher.commands import web
+    from watcher.service import listener
+
+    assert context.settings.web_listen is not None
+    with listener.bound(*context.settings.web_listen, "web_listen") as bound:
+        (host,) = context.hosts()
+        web.serve(context, host, bound, leashed=True)
+    return Exit.HEALTHY
 
 
 def _printer(context: Context) -> Callable[["Event"], None]:

@@ -22,7 +22,7 @@ from watcher.pull.queue import Driven, Item, ItemState, Queue, Result
 from watcher.pull.running import Drive, Why
 from watcher.pull.target import Target
 from watcher.show import queue as drawn
-from watcher.state import folders, records, state_folder
+from watcher.state import folders
 from watcher.state.event_log import Event
 from watcher.system import advice, stopping
 from watcher.transfer.rate import Limit
@@ -49,24 +49,11 @@ def opened(context: Context) -> Iterator[tuple[place.Found, int]]:
 
 def show(context: Context, found: place.Found, store: int, kept: Queue) -> None:
     """Print a queue, with what runs it and when each item arrives."""
-    now = time.time()
-    kept = queue.revived(kept, running.driven_by(store), now)
-    known = records.read(store)
-
-    def missing(model: str) -> int | None:
-        record = known.get(model.lower())
-        if record is None or record.total_bytes is None:
-            return None
-        return max(0, record.total_bytes - record.downloaded_bytes)
-
-    going = (each.model.lower() for each in kept.line if each.state is ItemState.RUNNING)
-    rate = sum(known[key].bytes_per_second or 0.0 for key in going if key in known) or None
-    arrivals = queue.arrivals(kept, now, missing, rate)
-    shown = drawn.Shown(kept, arrivals, state_folder.queue_runner(found.path), now)
+    shown = drawn.look(store, found.path, kept)
     if context.json:
         context.document(drawn.document(shown, found.path))
     elif kept.line or kept.done or not context.quiet:
-        helps = drawn.restart(kept, shown.by, found.path, found.by)
+        helps = drawn.restart(shown.kept, shown.by, found.path, found.by)
         context.show(drawn.table(shown, helps, verbose=context.verbose))
 
 

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from watcher import __version__, errors, reconcile
 from watcher.act import journal
@@ -31,13 +31,24 @@ from watcher.system import stopping
 from watcher.system.worker import Worker
 
 if TYPE_CHECKING:
-    from watcher.pull.queue_process import QueueProcess, Starter
+    from watcher.pull.queue_process import QueueProcess
+    from watcher.service.web_process import WebProcess
+    from watcher.system.leash import Starter
 
 
-def run(host: Host, read_settings: Callable[[], Settings], runner: Sequence[str] | Starter) -> None:
+class Children(NamedTuple):
+    """How the processes are started that run the queue, and serve the page (None: it is not).
+
+    Each is a command line, or what starts it.
+    """
+
+    queue: Sequence[str] | Starter
+    web: Sequence[str] | Starter | None = None
+
+
+def run(host: Host, read_settings: Callable[[], Settings], children: Children) -> None:
     """Watch until SIGTERM or SIGINT; SIGHUP rereads the settings.
 
-    `runner`: the command line of the process that runs the queue, or what starts it.
     Raises LockedError where another daemon has this store, RefusedError where our folder in it is
     somebody else's, ListenError, and what `read_settings` raises at first.
     """
@@ -49,7 +60,7 @@ def run(host: Host, read_settings: Callable[[], Settings], runner: Sequence[str]
         host.report(event)
 
     counted = replace(host, report=report, ends=stopping.asked)
-    service = _Service(counted, settings, metrics, runner)
+    service = _Service(counted, settings, metrics, children)
     triggers = Triggers(host.store, host.proc)
     ending = contextlib.closing(service)
     with metrics, triggers, _signals(triggers, service), ending:
@@ -95,11 +106,12 @@ class _Service:
     """What a daemon knows between two scans."""
 
     def __init__(
-        self, host: Host, settings: Settings, metrics: Metrics, queue_run: Sequence[str] | Starter
+        self, host: Host, settings: Settings, metrics: Metrics, children: Children
     ) -> None:
         self._host, self._metrics = host, metrics
-        self._queue_run = queue_run
+        self._children = children
         self._queue: QueueProcess | None = None
+        self._web: WebProcess | None = None
         self._reconciler = Reconciler(host, settings)
         self._scrub = Scrub(host, self.warn)
         self._behind = Worker("behind", self._write_behind)
@@ -113,6 +125,8 @@ class _Service:
         self._blind = ""
 
     def close(self) -> None:
+        if self._web is not None:
+            self._web.stop()
         if self._queue is not None:
             self._queue.stop()
         self._scrub.stop()
@@ -144,6 +158,7 @@ class _Service:
             first = self._take_store()
             if scope is None:
                 self._turn_queue(triggers, anew=first)
+                self._serve_page()
             mode = modes.watch(self._settings)._replace(announce=first)
             self._reconciler.host = replace(self._host, stops=triggers.is_stopped)
             report = self._reconciler.reconcile(mode, Scope(scope, triggers.ended()))
@@ -218,7 +233,7 @@ class _Service:
             # Not needed by all, and takes memory.
             from watcher.pull.queue_process import QueueProcess
 
-            self._queue = QueueProcess(self._host, self._queue_run, self.warn)
+            self._queue = QueueProcess(self._host, self._children.queue, self.warn)
         if self._queue is None:
             return
         if self._settings.queue:
@@ -226,6 +241,14 @@ class _Service:
             triggers.events.watch_also(folder, self._queue.nudge)
         self._queue.limit(self._settings.rate)
         self._queue.turn(self._settings.queue, anew=anew)
+
+    def _serve_page(self) -> None:
+        """Have the page served, once there is a store."""
+        if self._web is None and self._children.web is not None:
+            # Not needed by all, and takes memory.
+            from watcher.service.web_process import WebProcess
+
+            self._web = WebProcess(self._children.web, self.warn)
 
     def end(self, by: str) -> None:
         """Start nothing more of the queue; `by`: the signal. Safe in a signal handler."""

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qs, urlsplit
 
+from watcher import config
 from watcher.errors import ListenError, with_step
 from watcher.system import advice
 
@@ -41,19 +42,7 @@ def listening(
     It sleeps until a client connects. `complain` gets, once for each reason, why none can be
     accepted. Raises ListenError, which names the address.
     """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        listener = socket.create_server((host, port), family=family, backlog=_MOST_WAITING)
-    except OSError as error:
-        shown = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        # create_server adds the address to the reason.
-        why = (error.strerror or str(error)).partition(" (while")[0]
-        step, command = "choose another address", ""
-        if error.errno == errno.EADDRINUSE:
-            step = "choose another port, or stop the process that uses it"
-            command = advice.as_root("ss", "-ltnp", f"sport = :{port}")
-        failed = f"metrics_listen: listening on {shown} failed: {why}"
-        raise ListenError(failed, step, command) from None
+    listener = bound(host, port, "metrics_listen")
     loop, ending = asyncio.new_event_loop(), asyncio.Event()
 
     def serve() -> None:
@@ -67,6 +56,22 @@ def listening(
         finally:
             loop.call_soon_threadsafe(ending.set)
             thread.join()
+
+
+def bound(host: str, port: int, by: str) -> socket.socket:
+    """A socket that listens there; `by`: what has named the address. Raises ListenError."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=_MOST_WAITING)
+    except OSError as error:
+        # create_server adds the address to the reason.
+        why = (error.strerror or str(error)).partition(" (while")[0]
+        step, command = "choose another address", ""
+        if error.errno == errno.EADDRINUSE:
+            step = "choose another port, or stop the process that uses it"
+            command = advice.as_root("ss", "-ltnp", f"sport = :{port}")
+        failed = f"{by}: listening on {config.spelled(host, port)} failed: {why}"
+        raise ListenError(failed, step, command) from None
 
 
 async def _serve(

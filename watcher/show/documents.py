@@ -4,10 +4,11 @@ from collections.abc import Iterable
 from typing import Any
 
 from watcher import model
-from watcher.decide import findings, remaining
+from watcher.decide import conditions, findings, remaining
 from watcher.decide.remaining import Remaining, Verified
 from watcher.ollama import names, ranges
 from watcher.reconcile import Report
+from watcher.show import tables, text, usage
 from watcher.state import event_log
 from watcher.state.records import Record
 
@@ -25,8 +26,10 @@ def _begun(command: str, seen: model.Evidence) -> dict[str, Any]:
 def audit(report: Report) -> dict[str, Any]:
     seen = report.evidence
     view = {"unseen": [names.exact(each) for each in seen.view.unseen], "why": seen.view.why}
+    verdict = tables.verdict(report)
     return {
         **_begun("audit", seen),
+        "verdict": {"text": text.plain(verdict.text), "command": verdict.run},
         "visibility": {"visibility": seen.view.visibility.value, **view},
         "sight": {"sight": seen.view.visibility.value, **view},
         "servers": [
@@ -127,6 +130,7 @@ def df(
             {
                 "kind": use.kind.value,
                 "name": use.name or None,
+                "words": text.plain(usage.words(use)),
                 "files": use.files,
                 "sizes": _sizes(use.sizes),
             }
@@ -226,6 +230,7 @@ def _download(diagnosed: model.Diagnosed, seen: model.Evidence) -> dict[str, Any
         "digest": f"sha256:{download.digest}",
         "models": list(download.models),
         "condition": diagnosed.condition.value,
+        "words": conditions.row(diagnosed.condition).words,
         "because": diagnosed.because,
         "stale": diagnosed.stale,
         "transfer": download.transfer,

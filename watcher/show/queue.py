@@ -1,13 +1,14 @@
 """The queue for people and for programs."""
 
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from watcher.ollama import names
-from watcher.pull import queue
+from watcher.pull import queue, running
 from watcher.pull.queue import Item, ItemState, Queue
 from watcher.show.text import Line, Part, Span, Table, command, count, more, name
-from watcher.state import event_log
+from watcher.state import event_log, records, state_folder
 from watcher.state.event_log import clock
 from watcher.state.state_folder import Running
 from watcher.system import advice
@@ -29,6 +30,24 @@ class Shown(NamedTuple):
     arrivals: Sequence[float | None]
     by: Running | None
     now: float
+
+
+def look(store: int, path: str, kept: Queue) -> Shown:
+    """A queue of an open store as it is now, with what runs it, and when each item arrives."""
+    now = time.time()
+    kept = queue.revived(kept, running.driven_by(store), now)
+    known = records.read(store)
+
+    def missing(model: str) -> int | None:
+        record = known.get(model.lower())
+        if record is None or record.total_bytes is None:
+            return None
+        return max(0, record.total_bytes - record.downloaded_bytes)
+
+    going = (each.model.lower() for each in kept.line if each.state is ItemState.RUNNING)
+    rate = sum(known[key].bytes_per_second or 0.0 for key in going if key in known) or None
+    arrivals = queue.arrivals(kept, now, missing, rate)
+    return Shown(kept, arrivals, state_folder.queue_runner(path), now)
 
 
 def table(shown: Shown, helps: str, *, verbose: bool) -> Iterator[Part]:

@@ -26,7 +26,7 @@ from watcher.state.records import Record, Records, State
 from watcher.system import advice
 
 _SILENT_SECONDS = 60.0  #: a record of a download that goes on is changed each second, but for waits
-_APART_SECONDS = 1.0  #: a rate takes two looks
+APART_SECONDS = 1.0  #: a rate takes two looks
 
 
 class Pace(NamedTuple):
@@ -38,16 +38,25 @@ class Pace(NamedTuple):
 
 
 class Status:
-    """One look at a store, and what else is known of it. `past` is an earlier look."""
+    """One look at a store, and what else is known of it.
 
-    def __init__(self, host: Host, settings: Settings, past: Report | None = None) -> None:
+    `past` is an earlier look; without one it looks twice, so many seconds `apart`, or 0: once.
+    """
+
+    def __init__(
+        self,
+        host: Host,
+        settings: Settings,
+        past: Report | None = None,
+        apart: float = APART_SECONDS,
+    ) -> None:
         reconciler = Reconciler(host, settings)
         self.report = reconciler.inspect()
         seen = {each.condition for each in self.report.diagnosis.diagnosed}
-        if past is None and Condition.LIVE in seen:
-            time.sleep(_APART_SECONDS)
+        if past is None and apart and Condition.LIVE in seen:
+            time.sleep(apart)
             past, self.report = self.report, reconciler.inspect()
-        memory = remembered(host)
+        self.memory = memory = remembered(host)
         self.looked_at = memory.looked_at  #: the last full scan with a memory; 0 for never
         self.paces = _paces(past, self.report, memory)  #: of each live download, by its key
         self.daemon = state_folder.daemon(host.store)
@@ -194,10 +203,15 @@ def _download(diagnosed: Diagnosed, status: Status) -> dict[str, Any]:
     live = diagnosed.condition is Condition.LIVE
     pace = status.paces[download.key] if live else Pace()
     lately = pace.lately
+    known = status.memory.downloads.get(download.key)
     return {
         "digest": f"sha256:{download.digest}",
         "models": list(download.models),
+        "transfer": download.transfer,
+        "ours": download.ours,
         "condition": diagnosed.condition.value,
+        "words": conditions.row(diagnosed.condition).words,
+        "because": diagnosed.because,
         "stale": diagnosed.stale,
         "total_bytes": download.total,
         "claimed_bytes": ranges.size(download.trust.claimed),
@@ -210,6 +224,10 @@ def _download(diagnosed: Diagnosed, status: Status) -> dict[str, Any]:
             "median": round(lately.median),
             "max": round(lately.maximum),
         },
+        "samples": [
+            {"at": event_log.rfc3339(each.at), "allocated_bytes": each.allocated}
+            for each in (known.samples if known and live else ())
+        ],
         "left_seconds": None if pace.left is None else round(pace.left, 1),
         "writers": [
             {"pid": each.pid, "process": names.exact(each.process)} for each in download.writers

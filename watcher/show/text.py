@@ -86,6 +86,12 @@ def short_digests(text: str) -> str:
     return _DIGEST.sub(lambda found: f"sha256-{found[1]}{'…-' if found[2] else ''}", text)
 
 
+def plain(text: str | tuple[Span, ...]) -> str:
+    """The text of a line on its own, for a document."""
+    pieces = (text,) if isinstance(text, str) else (span.text for span in text)
+    return names.sayable("".join(pieces).replace(_GLUE, " "))
+
+
 def command(text: str, indent: int = 0) -> Line:
     return Line(f"-> {text}", indent, "bold", whole=True)
 

@@ -69,14 +69,15 @@ def _lines(uses: tuple[Use, ...], most: int | None) -> list[tuple[Sizes, str]]:
     models = [use for use in taking if use.kind is UseKind.MODEL]
     others = [use for use in taking if use.kind is not UseKind.MODEL]
     shown, smaller = models[:most], [] if most is None else models[most:]
-    lines = [(use.sizes, _words(use)) for use in (*shown, *others)]
+    lines = [(use.sizes, words(use)) for use in (*shown, *others)]
     if smaller:
         together = Sizes(*map(sum, zip(*(use.sizes for use in smaller), strict=True)))
         lines.append((together, f"{count(len(smaller), 'smaller model')}: use -v for all"))
     return sorted(lines, key=lambda line: -line[0].allocated)
 
 
-def _words(use: Use) -> str:
+def words(use: Use) -> str:
+    """What a use is called."""
     if use.kind is UseKind.MODEL:
         return name(use.name)
     if use.kind is UseKind.PARTIAL:

@@ -273,10 +273,14 @@ def expire(store: int, now: float, settings: Settings) -> None:
 
 
 class Log:
-    """One log of a store (a path; neither need be there yet), read on over every rotation."""
+    """One log of a store (a path; neither need be there yet), read on over every rotation.
 
-    def __init__(self, store: str, log: str = ALL) -> None:
+    It begins with the `last` files, or with the first one.
+    """
+
+    def __init__(self, store: str, log: str = ALL, last: int | None = None) -> None:
         self._store, self._log = store, log
+        self._last = last
         #: Device and inode of the file that was read last, and up to where.
         self._file: tuple[int, int] | None = None
         self._offset = 0
@@ -293,7 +297,8 @@ class Log:
     def _read_files(self, folder: int, *, to_the_end: bool) -> Generator[Event, None, bool]:
         there = _in_order(self._log, folder, os.listdir(folder))
         left = [number for number, (_, file) in enumerate(there) if file == self._file]
-        for name, file in there[left[0] if left else 0 :]:
+        first = 0 if self._last is None else max(0, len(there) - self._last)
+        for name, file in there[left[0] if left else first :]:
             try:
                 fd = fs.open_to_read(name, folder)
             except FileNotFoundError:

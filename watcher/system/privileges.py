@@ -34,7 +34,7 @@ _NO_GROUP = 65534  #: a group without rights
 _LOADED_LATE = (
     *("_strptime", "concurrent.futures.thread", "http.client", "linecache", "ssl", "stringprep"),
     *("encodings.ascii", "encodings.idna", "encodings.latin_1", "subprocess", "traceback"),
-    "urllib.request",
+    *("urllib.request", "waitress.server"),
 )
 #: Whose modules are loaded as a whole, and those of no use here; watchdog's prints at once what its
 #: library logs.

@@ -1,0 +1,212 @@
+"""The page as it is without its script: what a look has found, in words, as HTML."""
+
+import html
+import time
+from collections.abc import Iterable, Iterator
+from datetime import datetime
+from typing import Any
+
+import orjson
+
+from watcher.errors import WatchError
+from watcher.ollama import names
+from watcher.show.text import count, part_of, short_digests, size
+from watcher.state import event_log
+from watcher.system import advice
+from watcher.web.looks import Document, Looks
+
+_DOWNLOADS, _USES, _FILES, _EVENTS, _KEPT = 50, 25, 10, 25, 25  #: so many of each are listed
+#: How good the news is, by the worst finding.
+_TONES = {"error": "bad", "warning": "warning"}
+_EVENT_TONES = {each.value: each.tone.name.lower() for each in event_log.EventType}
+
+
+def of(looks: Looks) -> dict[str, str]:
+    """What stands in the page, by the name of its place: HTML."""
+    shown = dict.fromkeys(("store", "asof", "downloads", "start", "queue", "quarantine"), "")
+    shown |= {"space": "", "events": "", "tone": "plain"}
+    shown["tones"] = _text(orjson.dumps(_EVENT_TONES).decode())
+    try:
+        now = looks.now.get().documents
+        shown |= _now(now["status"], now["audit"])
+        shown["queue"] = "".join(_queue(now["queue"]))
+        shown["quarantine"] = "".join(_quarantine(now["quarantine"]))
+    except WatchError as error:
+        shown |= {"verdict": _sentence(error.message, error.command), "tone": "bad"}
+        return shown
+    try:
+        shown["space"] = "".join(_space(looks.space.get().documents["df"]))
+        shown["events"] = "".join(_events(looks.events.get().printed["log"]))
+    except WatchError as error:
+        shown["events"] = _sentence(error.message, error.command)
+    return shown
+
+
+def _now(status: Document, audit: Document) -> dict[str, str]:
+    findings = {each["severity"] for each in audit["findings"]}
+    verdict = audit["verdict"]
+    return {
+        "store": _name(status["store"]),
+        "asof": _when(status["time"]),
+        "tone": next((tone for worst, tone in _TONES.items() if worst in findings), "good"),
+        "verdict": _sentence(verdict["text"], verdict["command"]),
+        "downloads": "".join(_downloads(status, audit)),
+        "start": "".join(_start(audit["forecast"])),
+    }
+
+
+def _downloads(status: Document, audit: Document) -> Iterator[str]:
+    helps = {_key(each): each["advice"] for each in audit["downloads"]}
+    if not status["downloads"]:
+        yield "<p>No unfinished downloads.</p>"
+    for each in status["downloads"][:_DOWNLOADS]:
+        total, present = each["total_bytes"], each["present_bytes"]
+        words = [f"{part_of(present, total) if total else size(present)} on disk"]
+        if each["per_second_bytes"] is not None:
+            words.append(f"at {size(each['per_second_bytes'])}/s")
+        if each["left_seconds"] is not None:
+            words.append(f"{advice.duration(each['left_seconds'])} left")
+        words += [f"written by {_plain(by['process'])} ({by['pid']})" for by in each["writers"]]
+        yield f"<article><h3>{_who(each)}</h3>"
+        if total:
+            yield f'<progress max="{total}" value="{present}">{present} of {total}</progress>'
+        yield f"<p>{_text(', '.join(words))}.</p>"
+        yield _sentence(f"{each['words']}: {each['because']}.", helps.get(_key(each), ""))
+        yield "</article>"
+    yield _more(len(status["downloads"]) - _DOWNLOADS)
+
+
+def _key(download: Document) -> tuple[Any, ...]:
+    return download["digest"], download["transfer"], download["ours"]
+
+
+def _start(forecast: Document | None) -> Iterator[str]:
+    if forecast is None:
+        return
+    if forecast["start_fails"]:
+        yield "<p>The server can't start.</p>"
+    if forecast["pruning_off"]:
+        yield "<p>It keeps every file: pruning is off.</p>"
+    deletes, later = forecast["deletes"], forecast["later"]
+    if deletes:
+        files = f"It deletes {count(len(deletes), 'file')}, freeing {size(forecast['bytes'])}:"
+        yield f"<p>{_text(files)}</p>{_list(map(_name, deletes[:_FILES]))}"
+        yield _more(len(deletes) - _FILES)
+    if later:
+        what = count(len(later), "more file" if deletes else "file")
+        freed = size(sum(each["bytes"] for each in later))
+        yield f"<p>It deletes {_text(what)} ({_text(freed)}) from {_when(later[0]['at'])} on.</p>"
+    if not (deletes or later or forecast["start_fails"] or forecast["pruning_off"]):
+        yield "<p>It deletes nothing.</p>"
+    if deletes or later:
+        yield _list(map(_text, forecast["why"][:_FILES]))
+
+
+def _space(df: Document) -> Iterator[str]:
+    uses = [each for each in df["uses"] if each["sizes"]["allocated_bytes"]]
+    total, free = (
+        size(each) for each in (df["total"]["allocated_bytes"], df["store"]["free_bytes"])
+    )
+    yield f"<p>{_text(total)} on disk, {_text(free)} free.</p>"
+    rows = (
+        (_name(each["words"]), _size(each["sizes"]["allocated_bytes"])) for each in uses[:_USES]
+    )
+    yield _table(("what", "on disk"), rows)
+    yield _more(len(uses) - _USES)
+
+
+def _events(lines: bytes) -> Iterator[str]:
+    found = [each for line in lines.splitlines() if (each := event_log.parse(line)) is not None]
+    if not found:
+        yield "<p>No events.</p>"
+        return
+    yield _list(
+        f"{_when(event_log.rfc3339(each.at))} {_text(each.event_type)}: {_name(each.message)}"
+        for each in reversed(found[-_EVENTS:])
+    )
+    yield _more(len(found) - _EVENTS)
+
+
+def _queue(queue: Document) -> Iterator[str]:
+    if not queue["items"]:
+        yield "<p>The queue is empty.</p>"
+        return
+    if queue["paused"]:
+        yield "<p>The queue is paused.</p>"
+    rows = (
+        (
+            str(each["position"]),
+            _name(each["model"]),
+            _text(each["state"]),
+            _when(each["done_by"]) if each["done_by"] else "",
+        )
+        for each in queue["items"][:_KEPT]
+    )
+    yield _table(("#", "model", "state", "done by"), rows)
+    yield _more(len(queue["items"]) - _KEPT)
+
+
+def _quarantine(quarantine: Document) -> Iterator[str]:
+    kept = quarantine["kept"]
+    if not kept:
+        yield "<p>The quarantine is empty.</p>"
+        return
+    rows = (
+        (
+            html.escape(_plain(each["label"])),
+            _size(each["size_bytes"]),
+            "yes" if each["replaced"] else "no",
+        )
+        for each in kept[:_KEPT]
+    )
+    yield _table(("label", "size", "replaced by a valid blob"), rows)
+    yield _more(len(kept) - _KEPT)
+
+
+# ---------------------------------------------------------------- pieces
+
+
+def _text(text: str) -> str:
+    return html.escape(short_digests(text))
+
+
+def _plain(name: str) -> str:
+    """A name of a document, safe to show."""
+    return name if name.isprintable() else names.printable(names.from_exact(name))
+
+
+def _name(name: str) -> str:
+    return _text(_plain(name))
+
+
+def _who(download: Document) -> str:
+    models = ", ".join(map(_plain, download["models"]))
+    return _text(models or download["digest"].replace(":", "-"))
+
+
+def _sentence(text: str, command: str) -> str:
+    run = f" Run: <code>{html.escape(command)}</code>" if command else ""
+    return f"<p>{_text(text)}{run}</p>"
+
+
+def _when(at: str) -> str:
+    clock = event_log.clock(datetime.fromisoformat(at).timestamp(), time.time())
+    return f'<time datetime="{_text(at)}">{_text(clock)}</time>'
+
+
+def _size(number: int) -> str:
+    return _text(size(number))
+
+
+def _list(items: Iterable[str]) -> str:
+    return f"<ul>{''.join(f'<li>{each}</li>' for each in items)}</ul>"
+
+
+def _table(heads: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    head = "".join(f'<th scope="col">{each}</th>' for each in heads)
+    body = "".join(f"<tr>{''.join(f'<td>{each}</td>' for each in row)}</tr>" for row in rows)
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _more(number: int) -> str:
+    return f"<p>and {number:,} more</p>" if number > 0 else ""
