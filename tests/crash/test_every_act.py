@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -238,17 +239,31 @@ def test_broken_at_any_call_a_blob_has_its_damaged_file_or_the_right_one(
         assert trial.run(store).code == 0, where
         assert blob.read_bytes() == layer.content, where
         assert not list(data.parent.glob("*/data")), where
+        (aside,) = (store.ours / "quarantine").iterdir()
+        assert aside.read_bytes() == damaged, where
         shutil.rmtree(store.path)
 
 
-def test_where_names_can_not_be_exchanged_the_right_file_gets_its_name(
+def test_where_names_can_not_be_exchanged_a_kill_loses_neither_file(
     tmp_path: Path, driver: Driver, layer: Layer
 ) -> None:
     act = ACTS["fetch"]
-    trial = Trial(tmp_path, driver, act._replace(order={**act.order, "no_replace": False}), layer)
-    store = trial.reference
-    assert (store.blobs / f"sha256-{layer.digest}").read_bytes() == layer.content
-    assert not list(store.ours.glob("transfers/*/data"))
+    policy = {**act.order["policy"], "quarantine_max_bytes": 2 * LAYER}
+    order = {**act.order, "policy": policy, "no_replace": False}
+    trial = Trial(tmp_path, driver, act._replace(order=order), layer)
+    renames = [at for at, call in enumerate(trial.calls, 1) if re.match(r"rename .*\bdata\b", call)]
+    assert len(renames) > 3
+    for at in renames:
+        store = trial.store()
+        damaged = (store.blobs / f"sha256-{layer.digest}").read_bytes()
+        trial.run(store, at=at, how="kill")
+        where = f"killed at {at}, {trial.calls[at - 1]!r}"
+        assert trial.run(store).code == 0, where
+        assert (store.blobs / f"sha256-{layer.digest}").read_bytes() == layer.content, where
+        (aside,) = (store.ours / "quarantine").iterdir()
+        assert aside.read_bytes() == damaged, where
+        assert not list(store.ours.glob("transfers/*/data")), where
+        shutil.rmtree(store.path)
 
 
 def test_killed_while_a_take_over_is_put_back_it_is_put_back_all_the_same(

@@ -8,7 +8,7 @@ import contextlib
 import itertools
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple, TypeAlias
 
 from rich.filesize import decimal
@@ -639,21 +639,53 @@ def put_in_place(host: Host, store: int, folder: int, change: Change, confirm: C
         (entry,) = change.expects
         check_same(name, base.blobs, entry, loose=change.loose)
         _check_free(host, entry)
-        with _changed_if(FileNotFoundError, name):
-            fs.exchange(transfers.DATA, folder, name, base.blobs)
-        try:
-            check_same(transfers.DATA, folder, entry, loose=change.loose)
-            _check_free(host, entry)
-        except ChangedError:
-            fs.exchange(transfers.DATA, folder, name, base.blobs)
-            raise
-        fs.sync(base.blobs)
-        if not change.takes:
-            with state_folder.made_in(QUARANTINE, base.ours) as quarantine:
-                fs.move(
-                    transfers.DATA, folder, f"{next(_free_numbers(base)):08}-{name}", quarantine
-                )
-                fs.sync(quarantine)
+        if change.takes:
+            _exchange(host, base.blobs, folder, change)
+            return
+        # After a kill in between the next run puts the damaged one aside.
+        noted = _begun(
+            base, f"{next(_free_numbers(base)):08}", replace(change, digest="", takes=(entry,))
+        )
+        with _opened(base, *noted) as work:
+            try:
+                _exchange(host, base.blobs, folder, change)
+            except ChangedError:
+                _forget(work)
+                raise
+            _set_aside(work, folder)
+
+
+def _exchange(host: Host, blobs: int, folder: int, change: Change) -> None:
+    name, (entry,) = names.blob(change.digest), change.expects
+    with _changed_if(FileNotFoundError, name):
+        fs.exchange(transfers.DATA, folder, name, blobs)
+    try:
+        check_same(transfers.DATA, folder, entry, loose=change.loose)
+        _check_free(host, entry)
+    except ChangedError:
+        fs.exchange(transfers.DATA, folder, name, blobs)
+        raise
+    fs.sync(blobs)
+
+
+def _set_aside(work: _Work, folder: int) -> bool:
+    """Put the damaged blob of an exchange aside, if that has come about; whether it has.
+
+    `folder`: of the transfer that it was exchanged with. Where names can't be exchanged at once, a
+    kill can leave it under a name of its own, and its place empty: there it gets its place again.
+    """
+    assert work.intent is not None
+    (name,) = work.intent.files
+    for left in (transfers.DATA, fs.between(transfers.DATA)):
+        if work.intent.is_file(scan.look(left, folder), name):
+            if scan.look(name, work.blobs) is None:
+                fs.move(left, folder, name, work.blobs)
+            else:
+                fs.move(left, folder, name, work.out, private=True)
+    aside = os.listdir(work.out)
+    _to_quarantine(work, aside)
+    _forget(work)
+    return bool(aside)
 
 
 def _check_free(host: Host, entry: Entry) -> None:
@@ -733,6 +765,9 @@ def _recover(host: Host, work: _Work, memory: Memory) -> Iterator[str]:
     subject = names.short(intent.digest) if intent.digest else names.printable(first[:19])
     more = f" and {len(others):,} more" if others and not intent.digest else ""
     what = actions.row(intent.kind).does.format(f"{subject}{more}")
+    if intent.kind is ActionKind.FETCH_CHUNKS:
+        yield _exchanged(work, names.parse_blob(first).digest, what)
+        return
     if scan.look(intents.DECIDED, work.here) is not None and _goes_on(work, intent, memory):
         looked = [scan.look(name, work.out) for name in os.listdir(work.out)]
         if intent.kind in WRITING and os.listdir(work.new):
@@ -757,6 +792,20 @@ def _recover(host: Host, work: _Work, memory: Memory) -> Iterator[str]:
         return
     _undo(work)
     yield f"undid an interrupted change: {what}; every file is back in its place"
+
+
+def _exchanged(work: _Work, digest: str, what: str) -> str:
+    """Finish the exchange of a damaged blob, if it has come about; in words, which of both."""
+    transfers.make(work.store.ours, digest)
+    try:
+        with transfers.held(work.store.ours, digest) as folder:
+            is_done = _set_aside(work, folder)
+            transfers.drop(work.store.ours, digest, only_empty=True)
+    except fs.BusyError as error:
+        raise busy(error) from None
+    if is_done:
+        return f"finished an interrupted change: {what}; the damaged file is in quarantine"
+    return f"undid an interrupted change: {what}; every file is back in its place"
 
 
 def _goes_on(work: _Work, intent: Intent, memory: Memory) -> bool:

@@ -37,8 +37,11 @@ _SINGLE = {
     ActionKind.REMOVE_ORPHAN: {Role.BLOB},
     ActionKind.REMOVE_TEMPORARY: {Role.UPLOAD, Role.CREATE},
     ActionKind.QUARANTINE_BLOB: {Role.BLOB},
+    ActionKind.FETCH_CHUNKS: {Role.BLOB},
     ActionKind.REMOVE_DOWNLOAD: {Role.TRANSFER},
 }
+_DAMAGED = frozenset({ActionKind.QUARANTINE_BLOB, ActionKind.FETCH_CHUNKS})
+_OF_ONE = frozenset({ActionKind.REMOVE_DOWNLOAD, ActionKind.FETCH_CHUNKS})
 #: What writes progress files; and all that an act on a download in parts does.
 WRITING = frozenset({ActionKind.WRITE_SIDECARS, ActionKind.GIVE_BACK})
 IN_PARTS = WRITING | {ActionKind.TAKE_OVER, ActionKind.REMOVE_DOWNLOAD, ActionKind.REMOVE_SURPLUS}
@@ -278,14 +281,14 @@ def _intent(value: Mapping[str, Any]) -> Intent:
         )
     except (KeyError, TypeError, ValueError, AttributeError):
         raise ForeignError(f"{NOTE} is not as any of ours is") from None
-    usual = {Kind.FILE, Kind.SYMLINK} if intent.kind is ActionKind.QUARANTINE_BLOB else {Kind.FILE}
+    usual = {Kind.FILE, Kind.SYMLINK} if intent.kind in _DAMAGED else {Kind.FILE}
     if any(each.kind not in usual for each in intent.files.values()):
         raise ForeignError("it is about what is no file")
     if intent.digest:
         _check_in_parts(intent)
     else:
         roles = _SINGLE.get(intent.kind)
-        more = intent.kind is ActionKind.REMOVE_DOWNLOAD and len(intent.files) != 1
+        more = intent.kind in _OF_ONE and len(intent.files) != 1
         if roles is None or more or intent.writes or intent.guard is not None:
             raise ForeignError(f"no {intent.kind.value} is as this one")
         _check_all(intent.files, roles)

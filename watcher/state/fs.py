@@ -365,7 +365,7 @@ def save_all(
     mode = file_mode(os.fstat(parent)) if mode is None else mode
     names = list(contents)
     for at in range(0, len(names), _AT_ONCE):
-        some = {f".{name}.new": name for name in names[at : at + _AT_ONCE]}
+        some = {between(name): name for name in names[at : at + _AT_ONCE]}
         for new in some:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(new, dir_fd=parent)
@@ -380,7 +380,7 @@ def save_all(
 
 def add(name: str, parent: int, data: bytes) -> None:
     """Make a new file in one step, as `save` does. Raises FileExistsError."""
-    temporary = f".{name}.new"
+    temporary = between(name)
     with contextlib.suppress(FileNotFoundError):
         os.unlink(temporary, dir_fd=parent)
     create_all({temporary: data}, parent, mode=file_mode(os.fstat(parent)))
@@ -470,10 +470,15 @@ def exchange(name: str, parent: int, new_name: str, new_parent: int) -> None:
     """Exchange what two names stand for, at once; where that can't be, one after the other."""
     if _renamed(new_name, new_parent, name, parent, _EXCHANGE):
         return
-    aside = f".{name}.new"  # as what a kill leaves of a file that is written
+    aside = between(name)
     os.rename(new_name, aside, src_dir_fd=new_parent, dst_dir_fd=parent)
     os.rename(name, new_name, src_dir_fd=parent, dst_dir_fd=new_parent)
     os.rename(aside, name, src_dir_fd=parent, dst_dir_fd=parent)
+
+
+def between(name: str) -> str:
+    """Where a kill leaves what is exchanged by one rename after the other, or written."""
+    return f".{name}.new"
 
 
 def set_aside(name: str, parent: int) -> None:

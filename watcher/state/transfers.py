@@ -173,7 +173,7 @@ def drop(ours: int, digest: str, *, only_empty: bool = False) -> None:
         with state_folder.opened_in(digest, above) as folder:
             if only_empty and _has_data(folder):
                 return
-            for name in (*FILES, *(f".{name}.new" for name in FILES), *_aside(folder)):
+            for name in (*FILES, *map(fs.between, FILES), *_aside(folder)):
                 with contextlib.suppress(FileNotFoundError, IsADirectoryError):
                     fs.remove(name, folder)
         with contextlib.suppress(OSError):
