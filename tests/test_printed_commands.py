@@ -535,7 +535,7 @@ PLACES: dict[str, str] = {
         ),
         CAUSES: (
             "pull/failures.py:Asked.by_root", "pull/failures.py:Asked.install",
-            "pull/failures.py:Asked.list_flags", "pull/failures.py:Asked.on_store",
+            "pull/failures.py:Asked.on_store",
         ),
         "as idle_forbids, whose command it is": (
             "decide/safety.py:_links_forbid", "decide/safety.py:store_forbids",

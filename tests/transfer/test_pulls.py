@@ -588,7 +588,7 @@ def test_a_damaged_blob_is_replaced(server: Server, registry: Registry) -> None:
 
 def choose(server: Server, name: str = "demo:1b", **more: object) -> str:
     target = dataclasses.replace(here(server), **more)  # type: ignore[arg-type]
-    return driver.choose(target, names.to_model(name)).reason
+    return driver.why_server(target, names.to_model(name))
 
 
 @pytest.mark.usefixtures("store")

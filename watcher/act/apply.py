@@ -13,6 +13,7 @@ from rich.filesize import decimal
 
 from watcher.act import transaction
 from watcher.act.journal import Journal, hold_reserve, release_reserve
+from watcher.act.transaction import Answer, Change, Changed
 from watcher.decide import cleaning, events, safety
 from watcher.errors import ChangedError, EndedError, with_step
 from watcher.model import (
@@ -186,7 +187,7 @@ class _Batch(NamedTuple):
                     transfers.make(ours, digest)
                 folder = held.enter_context(transfers.held(ours, digest))
                 answer = self._of_held(ours, folder, action)
-                if not isinstance(answer, transaction.Changed):
+                if not isinstance(answer, Changed):
                     return _not_done(action, answer)
         except fs.BusyError as error:
             return _not_done(action, transaction.busy(error))
@@ -196,21 +197,21 @@ class _Batch(NamedTuple):
             return _not_done(action, error)
         return Outcome(action, Result.DONE, _done_message(action), action.frees)
 
-    def _of_held(self, ours: int, folder: int, action: Action) -> transaction.Answer:
+    def _of_held(self, ours: int, folder: int, action: Action) -> Answer:
         if action.kind is ActionKind.TAKE_OVER:
             return self._commit_all([self._taken(folder, action)])[0]
         if action.kind is ActionKind.FETCH_CHUNKS:
             self._put_in_place(folder, action)
             transfers.drop(ours, action.subject)
-            return transaction.Changed(0, {})
+            return Changed(0, {})
         data, loose = os.path.basename(action.expects[0].name), safety.is_loose(self.seen.place)
         transaction.check_same(data, folder, action.expects[0], loose=loose)
         if action.kind is ActionKind.GIVE_BACK:
             return self._commit_all([_change([self._given(folder, action)], self.seen)])[0]
         transfers.drop(ours, action.subject)
-        return transaction.Changed(action.frees, {})
+        return Changed(action.frees, {})
 
-    def _taken(self, folder: int, action: Action) -> transaction.Change:
+    def _taken(self, folder: int, action: Action) -> Change:
         """What makes a server's data that of a transfer, with what is trusted in its ledger."""
         digest, name = action.subject, names.data(action.subject)
         its = [each for each in self.seen.downloads if each.data and each.data.name == name]
@@ -262,7 +263,7 @@ class _Batch(NamedTuple):
             name = names.data(action.subject)
             return action._replace(expects=(scan.entry(name, os.fstat(fd)),))
 
-    def _commit_all(self, changes: list[transaction.Change]) -> list[transaction.Answer]:
+    def _commit_all(self, changes: list[Change]) -> list[Answer]:
         """Do changes; again those for which the disk was full, while each try frees more room."""
         confirm = partial(self._must_stay, changes[0].kind)
         commit = partial(transaction.commit_all, self.host, self.store, confirm=confirm)
@@ -310,7 +311,7 @@ def _make_blob(fd: int, folder: int, blobs: int) -> None:
         raise
 
 
-def _full(answers: Sequence[transaction.Answer]) -> list[int]:
+def _full(answers: Sequence[Answer]) -> list[int]:
     return [
         at
         for at, answer in enumerate(answers)
@@ -320,10 +321,8 @@ def _full(answers: Sequence[transaction.Answer]) -> list[int]:
     ]
 
 
-def _outcome(
-    action: Action, answer: transaction.Answer, together: Sequence[Action], store: int
-) -> Outcome:
-    if not isinstance(answer, transaction.Changed):
+def _outcome(action: Action, answer: Answer, together: Sequence[Action], store: int) -> Outcome:
+    if not isinstance(answer, Changed):
         return _not_done(action, answer, store)
     for each in action.expects:
         if each.name in answer.kept:
@@ -334,12 +333,12 @@ def _outcome(
     return Outcome(action, Result.DONE, _done_message(action), 0 if mended else freed)
 
 
-def _change(batch: list[Action], seen: Evidence) -> transaction.Change:
+def _change(batch: list[Action], seen: Evidence) -> Change:
     first = batch[0]
     entries = tuple(entry for action in batch for entry in action.expects)
     in_parts = first.kind in IN_PARTS and not _is_transfer(first)
     alone = safety.alone(seen)
-    return transaction.Change(
+    return Change(
         kind=first.kind,
         expects=entries,
         takes=first.surplus if first.kind in WRITING else entries,

@@ -44,8 +44,7 @@ def check(context: Context) -> None:
     found = file.exists()
     if context.json:
         path = names.exact(str(file)) if found else None
-        schema = "ollama-watch/config-check/1"
-        context.document({"schema": schema, "file": path, "sound": True})
+        context.document({"schema": "ollama-watch/config-check/1", "file": path, "sound": True})
     elif not context.quiet:
         none = "" if found else " (the file does not exist; defaults apply)"
         sys.stdout.write(f"{names.printable(str(file))}: valid{none}\n")

@@ -1,7 +1,7 @@
 """``quarantine``: what was damaged and perhaps the only copy, kept aside."""
 
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from watcher.commands import complete, declare
 from watcher.commands.context import Context
@@ -53,46 +53,44 @@ def ls(context: Context) -> Exit:
 @complete.several("labels", required=True, metavar="LABEL...", shell_complete=complete.labels)
 @declare.dry_run
 @declare.yes
-def restore(context: Context, labels: tuple[str, ...], dry_run: bool, yes: bool) -> Exit:
+def restore(context: Context, labels: tuple[str, ...], **how: bool) -> Exit:
     """Move quarantined files back into their place.
 
     Never replaces a file that is there now.
     """
     from watcher.decide import modes
 
-    return _act(context, "restore", modes.restore(frozenset(labels)), dry_run, yes)
+    return _act(context, "restore", modes.restore(frozenset(labels)), how)
 
 
 @quarantine.command(examples=["quarantine purge -n", "quarantine purge LABEL"])
 @complete.several("labels", metavar="[LABEL]...", shell_complete=complete.labels)
 @declare.dry_run
 @declare.yes
-def purge(context: Context, labels: tuple[str, ...], dry_run: bool, yes: bool) -> Exit:
+def purge(context: Context, labels: tuple[str, ...], **how: bool) -> Exit:
     """Remove quarantined files for good.
 
     Without a label, removes those that a valid blob has replaced.
     """
     from watcher.decide import modes
 
-    return _act(context, "purge", modes.purge(frozenset(labels)), dry_run, yes)
+    return _act(context, "purge", modes.purge(frozenset(labels)), how)
 
 
-def _act(context: Context, command: str, mode: "Mode", dry_run: bool, yes: bool) -> Exit:
+def _act(context: Context, command: str, mode: "Mode", how: dict[str, Any]) -> Exit:
     """In each store, on those labels that it has. Raises TargetError for one that none has."""
-
     from watcher.commands.acting import Request, act_on
     from watcher.system import advice
 
-    hosts = context.hosts(changes=not dry_run, knows=complete.kept)
+    hosts = context.hosts(changes=not how["dry_run"], knows=complete.kept)
     here = [frozenset(complete.kept(host.store).models) for host in hosts]
     known = frozenset().union(*here, *(each.models for each in context.elsewhere))
     for label in sorted((mode.restore | mode.purge) - known):
         command = advice.on(hosts[0].store, hosts[0].found_by, "quarantine", "ls")
         unknown = f"unknown label: {names.printable(label)}"
         raise TargetError(unknown, "look up its label", command)
-    codes = []
+    code = Exit.HEALTHY
     for host, labels in zip(hosts, here, strict=True):
         own = mode._replace(restore=mode.restore & labels, purge=mode.purge & labels)
-        asked = Request(command, own, dry_run=dry_run, yes=yes)
-        codes.append(act_on(context, host, asked))
-    return max(codes)
+        code = max(code, act_on(context, host, Request(command, own, **how)))
+    return code

@@ -15,30 +15,23 @@ if TYPE_CHECKING:
     from watcher.pull.queue import Queue
 
 
-def _change(context: Context, changed: "Callable[[Any, Queue], Queue]") -> None:
-    """Change the queue by a function of `pull.queue`, which is loaded now."""
-    from watcher.commands import queueing
-    from watcher.pull import queue as queues
+def _queues() -> Any:
+    from watcher.pull import queue  # help does not load it
 
-    queueing.change(context, lambda before: changed(queues, before))
+    return queue
+
+
+def _change(context: Context, changed: "Callable[[Any, Queue], Queue]") -> None:
+    """Change the queue by a function of `pull.queue`."""
+    from watcher.commands import queueing
+
+    queueing.change(context, lambda before: changed(_queues(), before))
 
 
 _models = complete.several(
     "models", required=True, metavar="MODEL...", shell_complete=complete.queued
 )
 _any_models = complete.several("models", metavar="[MODEL]...", shell_complete=complete.queued)
-
-
-def _priority(value: Any) -> int:
-    from watcher.pull import queue
-
-    return queue.priority(value)
-
-
-def _next_time(value: Any) -> float:
-    from watcher.pull import queue
-
-    return queue.next_time(value, time.time())
 
 
 @declare.group(
@@ -65,32 +58,29 @@ def queue() -> None:
 @complete.MODELS
 @click.option(
     "--priority",
-    type=declare.Read("priority", _priority),
+    type=declare.Read("priority", lambda value: _queues().priority(value)),
     default="normal",
     metavar="high|normal|low|N",
     help="Higher goes first (default normal).",
 )
 @click.option(
     "--after",
-    type=declare.Read("time", _next_time),
+    type=declare.Read("time", lambda value: _queues().next_time(value, time.time())),
     metavar="22:00",
     help="Not before this time of day.",
 )
 def add(context: Context, models: tuple[str, ...], priority: int, after: float | None) -> None:
     """Add models to the queue, or change their priority and time."""
     from watcher.commands.queueing import change, in_words
-    from watcher.pull import queue as queues
-
-    now = time.time()
 
     def added(before: "Queue") -> "Queue":
         for model in models:
-            before = queues.add(before, model, priority, after or 0.0, now)
+            before = _queues().add(before, model, priority, after or 0.0, time.time())
         return before
 
     kept = change(context, added)
     for model in models:
-        place = queues.position(kept, names.to_model(model).shown)
+        place = _queues().position(kept, names.to_model(model).shown)
         context.note(f"{place + 1} of {len(kept.line)}: {in_words(kept.line[place])}")
 
 
@@ -98,12 +88,11 @@ def add(context: Context, models: tuple[str, ...], priority: int, after: float |
 def ls(context: Context) -> None:
     """List the queue."""
     from watcher.commands.queueing import show
-    from watcher.pull import queue as queues
     from watcher.state import folders
 
     for found in context.places():
         with folders.opened_store(found.path) as store:
-            show(context, found, store, queues.FILE.read(store))
+            show(context, found, store, _queues().FILE.read(store))
 
 
 @queue.command(examples=["queue rm llama3"])

@@ -7,8 +7,6 @@ from watcher.commands.context import Context, patience
 from watcher.errors import Exit, NoPermissionError, TargetError
 from watcher.ollama import names
 
-_NOTHING_TO_RESET = frozenset({"idle", "completed", "reset"})
-
 
 @declare.command(
     examples=["reset llama3", "reset --yes llama3"], read_on="docs/safety.md: what is never removed"
@@ -42,7 +40,7 @@ def reset(context: Context, models: tuple[str, ...], yes: bool, offline: bool) -
             layers = [each["digest"] for each in found]
             size = sum(each["partial_size"] for each in found)
             shown = names.printable(model)
-            if not found and before in _NOTHING_TO_RESET:
+            if not found and before in ("idle", "completed", "reset"):
                 with acting.blamed(problems):
                     _check_known(store, model, before)
                 after, result = before, "there is no download to forget"
@@ -58,8 +56,8 @@ def reset(context: Context, models: tuple[str, ...], yes: bool, offline: bool) -
             context.note(f"{shown}: {result}")
     finally:
         if context.json:
-            schema = "ollama-watch/reset/1"
-            context.document({"schema": schema, "store": names.exact(store), "models": done})
+            where = {"schema": "ollama-watch/reset/1", "store": names.exact(store)}
+            context.document({**where, "models": done})
     return Exit.HEALTHY
 
 

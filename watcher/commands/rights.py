@@ -52,16 +52,16 @@ def in_children(stores: Sequence[str], again: float | None) -> int:
     here: it raises click's Exit with the highest code of all.
     """
     while True:
-        codes: list[int] = []
+        code = 0
         for index in range(len(stores)):
             child = _forked()
             if child == 0:
                 return index
-            codes.append(_code_of(child))
-            if codes[-1] == Exit.INTERRUPTED:
+            code = max(code, _code_of(child))
+            if code == Exit.INTERRUPTED:
                 break
-        if again is None or max(codes):
-            raise click.exceptions.Exit(max(codes))
+        if again is None or code:
+            raise click.exceptions.Exit(code)
         time.sleep(again)
 
 

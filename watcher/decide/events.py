@@ -9,7 +9,7 @@ from rich.filesize import decimal
 
 from watcher import model
 from watcher.decide import actions, conditions
-from watcher.model import CLOCK_SETTLED_SECONDS, Action, Diagnosed, Kind, Outcome, Refusal, Result
+from watcher.model import Action, Diagnosed, Finding, Kind, Outcome, Refusal, Result
 from watcher.ollama import names, ranges
 from watcher.state.event_log import Event, EventType
 from watcher.state.memory import Memory, Remembered
@@ -38,9 +38,6 @@ class ActionDetails(TypedDict):
     files: int
     frees_bytes: int
     saves_bytes: int
-
-
-# ---------------------------------------------------------------- downloads
 
 
 def of_download(at: float, kind: EventType, message: str, diagnosed: Diagnosed) -> Event:
@@ -89,15 +86,13 @@ def gone(digest: str, record: Remembered, size: int | None, at: float) -> Event:
     return Event(at, EventType.PARTIAL_REMOVED, message, who, details)
 
 
-# ---------------------------------------------------------------- the store
-
-
 def clock_jumped(jump: float, at: float) -> Event:
-    by, steady = map(advice.duration, (abs(jump), CLOCK_SETTLED_SECONDS))
+    by, steady = map(advice.duration, (abs(jump), model.CLOCK_SETTLED_SECONDS))
     until = f"until it has been steady for {steady}"
     effect = f"it does not make anything old enough to remove {until}"
     message = f"the clock jumped {'ahead' if jump > 0 else 'back'} by {by}: {effect}"
-    details = {"jump_seconds": round(jump, 3), "believed_after_seconds": CLOCK_SETTLED_SECONDS}
+    believed = {"believed_after_seconds": model.CLOCK_SETTLED_SECONDS}
+    details = {"jump_seconds": round(jump, 3), **believed}
     return Event(at, EventType.CLOCK_JUMPED, message, None, details)
 
 
@@ -119,9 +114,7 @@ def of_models(
             yield Event(at, EventType.MANIFEST_WRITTEN, message, name, details)
 
 
-def problems(
-    found: Iterable[model.Finding], new: Set[tuple[str, str]], at: float
-) -> Iterator[Event]:
+def problems(found: Iterable[Finding], new: Set[tuple[str, str]], at: float) -> Iterator[Event]:
     """One event for each kind of problem that came up since the last scan."""
     fresh = [each for each in found if (each.kind, each.path) in new]
     fresh.sort(key=lambda each: (each.kind, each.path))
@@ -137,9 +130,6 @@ def problems(
         }
         more = f" (and {len(alike) - 1} more)" if len(alike) > 1 else ""
         yield Event(at, EventType.STORE_PROBLEM, f"{alike[0].message}{more}", None, details)
-
-
-# ---------------------------------------------------------------- actions
 
 
 def begun(action: Action, at: float) -> Event:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from watcher import model
 from watcher.config import Settings
 from watcher.decide import actions, cleaning, quarantine, repairing, safety
-from watcher.model import Action, Diagnosed, Due, Evidence, Plan, Refusal, RefusalKind, Rules
+from watcher.model import Action, Diagnosed, Due, Evidence, Plan, Planned, Refusal, Rules
 from watcher.ollama import names
 from watcher.system import advice
 
@@ -29,9 +29,7 @@ def make(diagnosed: tuple[Diagnosed, ...], evidence: Evidence, rules: Rules) -> 
     )
 
 
-def _steps(
-    diagnosed: tuple[Diagnosed, ...], evidence: Evidence, rules: Rules
-) -> Iterator[model.Planned]:
+def _steps(diagnosed: tuple[Diagnosed, ...], evidence: Evidence, rules: Rules) -> Iterator[Planned]:
     mode, is_whole = rules.mode, evidence.scope is None
     for each in diagnosed:
         yield from _of_download(each, evidence, rules)
@@ -53,7 +51,7 @@ def _steps(
         yield from cleaning.temporaries(evidence)
 
 
-def _of_download(each: Diagnosed, evidence: Evidence, rules: Rules) -> Iterator[model.Planned]:
+def _of_download(each: Diagnosed, evidence: Evidence, rules: Rules) -> Iterator[Planned]:
     mode = rules.mode
     if mode.give_back and each.download.ours:
         yield repairing.give_back(each, evidence)
@@ -75,17 +73,15 @@ def _with_command(
     refused: Refusal, diagnosed: tuple[Diagnosed, ...], evidence: Evidence, rules: Rules
 ) -> Refusal:
     """The refusal with the command that does what was refused, once that is possible."""
-    root = refused.kind is RefusalKind.OWNER and evidence.caller.uid != 0
-    root |= refused.kind is RefusalKind.SIGHT and safety.root_sees_more(evidence)
-    by_time = refused.kind is RefusalKind.NOT_QUIET
+    root = refused.kind is model.RefusalKind.OWNER and evidence.caller.uid != 0
+    root |= refused.kind is model.RefusalKind.SIGHT and safety.root_sees_more(evidence)
+    by_time = refused.kind is model.RefusalKind.NOT_QUIET
     waits = by_time and refused.action is model.ActionKind.WRITE_SIDECARS
     is_pulls = refused.action is model.ActionKind.TAKE_OVER  # which names its own way on
     if refused.command or is_pulls or not (root or waits):
         return refused
-    command = actions.row(refused.action).command
-    after = rules.settings.stale_after
-    usual = after == Settings().stale_after
-    options = () if usual else ("--stale-after", f"{after:.0f}s")
+    command, after = actions.row(refused.action).command, rules.settings.stale_after
+    options = () if after == Settings().stale_after else ("--stale-after", f"{after:.0f}s")
     digest = names.parse_blob(refused.subject).digest or refused.subject
     stale = any(each.stale and each.digest == digest for each in diagnosed)
     if command[0] == "quarantine":

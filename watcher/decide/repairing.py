@@ -10,7 +10,7 @@ from rich.filesize import decimal
 from watcher import model
 from watcher.decide import at_risk, cleaning, conditions, findings, safety
 from watcher.decide.conditions import Step, settled_condition
-from watcher.model import Action, ActionKind, Diagnosed, Evidence, Kind, Refusal, RefusalKind, Rules
+from watcher.model import Action, ActionKind, Diagnosed, Evidence, Planned, RefusalKind, Rules
 from watcher.ollama import names, ranges, sidecars
 from watcher.system import advice
 
@@ -18,7 +18,7 @@ MOST_SIDECARS = 1000  #: more sidecars than this are absurd, and brought down
 _UNKNOWN_LENGTH = safety.Why(RefusalKind.LENGTH, "its length is unknown", findings.NAMED)
 
 
-def of_download(diagnosed: Diagnosed, evidence: Evidence, rules: Rules) -> Iterator[model.Planned]:
+def of_download(diagnosed: Diagnosed, evidence: Evidence, rules: Rules) -> Iterator[Planned]:
     match conditions.row(diagnosed.condition).repair:
         case Step.WAIT:
             yield from _not_quiet_yet(diagnosed)
@@ -28,7 +28,7 @@ def of_download(diagnosed: Diagnosed, evidence: Evidence, rules: Rules) -> Itera
             yield from _write_sidecars(diagnosed, evidence, rules)
 
 
-def _not_quiet_yet(diagnosed: Diagnosed) -> Iterator[Refusal]:
+def _not_quiet_yet(diagnosed: Diagnosed) -> Iterator[Planned]:
     """A download that counts as live only because it changed lately, and needs repair then."""
     settled, _ = settled_condition(diagnosed.download)
     if diagnosed.download.writers or conditions.row(settled).repair is not Step.WRITE_SIDECARS:
@@ -39,9 +39,7 @@ def _not_quiet_yet(diagnosed: Diagnosed) -> Iterator[Refusal]:
     yield why.of_download(diagnosed, ActionKind.WRITE_SIDECARS)
 
 
-def _write_sidecars(
-    diagnosed: Diagnosed, evidence: Evidence, rules: Rules
-) -> Iterator[model.Planned]:
+def _write_sidecars(diagnosed: Diagnosed, evidence: Evidence, rules: Rules) -> Iterator[Planned]:
     download, trust, kind = diagnosed.download, diagnosed.download.trust, ActionKind.WRITE_SIDECARS
     total, trusted = download.total, trust.trusted
     if not total:
@@ -294,7 +292,7 @@ def refresh(diagnosed: tuple[Diagnosed, ...], evidence: Evidence, rules: Rules) 
     )
     for needed in every:
         mine = (entry for entry in needed.entries if entry.uid == evidence.uid)
-        files = tuple(entry for entry in mine if entry.kind is Kind.FILE)
+        files = tuple(entry for entry in mine if entry.kind is model.Kind.FILE)
         fades = at_risk.fades(files, evidence.now)
         if fades and (evidence.uid != 0 or all(entry.links == 1 for entry in files)):
             because = "a server start deletes files that are one hour old"

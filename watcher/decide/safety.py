@@ -7,7 +7,7 @@ the guard, while a name taken from under it is lost to it.
 from typing import NamedTuple
 
 from watcher import model
-from watcher.model import Blind, Diagnosed, Evidence, Holder, Refusal, RefusalKind, Visibility
+from watcher.model import ActionKind, Blind, Diagnosed, Evidence, Refusal, RefusalKind, Visibility
 from watcher.ollama import names
 from watcher.system import advice
 
@@ -31,18 +31,16 @@ class Why(NamedTuple):
     left: float | None = None  #: seconds left where time helps
     command: str = ""
 
-    def refusal(
-        self, subject: str, action: model.ActionKind, models: tuple[str, ...] = ()
-    ) -> Refusal:
+    def refusal(self, subject: str, action: ActionKind, models: tuple[str, ...] = ()) -> Refusal:
         words = self.reason, self.remedy, self.left
         return Refusal(self.kind, subject, action, *words, models, command=self.command)
 
-    def of_download(self, diagnosed: Diagnosed, action: model.ActionKind) -> Refusal:
+    def of_download(self, diagnosed: Diagnosed, action: ActionKind) -> Refusal:
         return self.refusal(diagnosed.digest, action, diagnosed.download.models)
 
 
 def action(
-    diagnosed: Diagnosed, evidence: Evidence, kind: model.ActionKind, because: str
+    diagnosed: Diagnosed, evidence: Evidence, kind: ActionKind, because: str
 ) -> model.Action:
     """What is done with a download; it waits for a server that may have read the sidecars."""
     download, unseen = diagnosed.download, evidence.view.visibility is Visibility.PARTIAL
@@ -127,7 +125,7 @@ def _beside(diagnosed: Diagnosed, evidence: Evidence) -> bool:
     return any(each.digest.lower() == digest and not each.ours for each in evidence.downloads)
 
 
-def minds_sidecars(holder: Holder) -> bool:
+def minds_sidecars(holder: model.Holder) -> bool:
     """Whether a process that has an entry open could be led astray by new sidecars.
 
     Who writes is; and a process of Ollama's that reads may be about to go by what it has read.
@@ -148,7 +146,7 @@ def another_is_live(diagnosed: Diagnosed, evidence: Evidence) -> Why | None:
     )
 
 
-def _held(holders: tuple[Holder, ...], evidence: Evidence) -> Why | None:
+def _held(holders: tuple[model.Holder, ...], evidence: Evidence) -> Why | None:
     if not holders:
         return None
     first = next((each for each in holders if each.writes), holders[0])

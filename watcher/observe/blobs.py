@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from collections.abc import Callable, Iterable, Iterator, Set
 from typing import TypeAlias
 
 from watcher.model import (
@@ -21,7 +21,7 @@ from watcher.observe import scan
 from watcher.ollama import names
 from watcher.state import folders, state_folder
 from watcher.state.memory import Asked, Memory, bound_to
-from watcher.state.registry_cache import KnownLayer
+from watcher.state.registry_cache import KnownLayer, KnownLayers
 
 QUARANTINE = "quarantine"
 _NO_FILE = frozenset({"", ".", ".."})
@@ -29,7 +29,9 @@ _UNKNOWN_LAYER = KnownLayer(0, ())
 _DISPUTED = "other manifests give that blob the size that it has"
 
 #: What the kept manifests of registries have of layers, by digest.
-Layers: TypeAlias = Callable[[], Mapping[str, KnownLayer]]
+Layers: TypeAlias = Callable[[], KnownLayers]
+#: By digest the bytes that a blob has, and why they are right.
+_Sized: TypeAlias = dict[str, tuple[int, str]]
 
 
 def with_memory(
@@ -85,12 +87,10 @@ def with_memory(
     )
 
 
-def _decided(
-    found: scan.Scan, memory: Memory, now: float
-) -> tuple[list[OddBlob], dict[str, tuple[int, str]]]:
+def _decided(found: scan.Scan, memory: Memory, now: float) -> tuple[list[OddBlob], _Sized]:
     """Odd blobs, and the sizes of those with the right hash whose manifests give another one."""
     odd: list[OddBlob] = []
-    sized: dict[str, tuple[int, str]] = {}
+    sized: _Sized = {}
     for seen in found.census.odd:
         each = _with_registry(seen, memory, now)
         content = each.content and remembered(each.content, memory)
@@ -134,9 +134,9 @@ def _with_ranges(odd: OddBlob, memory: Memory) -> OddBlob:
     return odd._replace(wrong=hashed.wrong)
 
 
-def _disputed(found: scan.Scan, blobs: int, odd: Iterable[str]) -> dict[str, tuple[int, str]]:
+def _disputed(found: scan.Scan, blobs: int, odd: Iterable[str]) -> _Sized:
     """The sizes of blobs to which manifests give several, and which have one of them."""
-    sizes: dict[str, tuple[int, str]] = {}
+    sizes: _Sized = {}
     for digest in found.named.disputed.keys() - set(odd):
         with contextlib.suppress(OSError):
             if content := scan.content(names.blob(digest), blobs):
@@ -144,9 +144,7 @@ def _disputed(found: scan.Scan, blobs: int, odd: Iterable[str]) -> dict[str, tup
     return sizes
 
 
-def _wrong_sizes(
-    named: scan.Named, sized: Mapping[str, tuple[int, str]], layers: Layers
-) -> Iterator[OddManifest]:
+def _wrong_sizes(named: scan.Named, sized: _Sized, layers: Layers) -> Iterator[OddManifest]:
     known = layers() if sized else {}
     for digest, (size, why) in sorted(sized.items()):
         for wanted, models in sorted(named.models_by_size(digest).items()):

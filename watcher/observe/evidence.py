@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -45,7 +45,7 @@ from watcher.observe.parts import Content, data_behind
 from watcher.ollama import names, ranges, sidecars
 from watcher.state import folders, fs, state_folder
 from watcher.state.memory import Memory, Remembered, bound_to
-from watcher.state.registry_cache import KnownLayer
+from watcher.state.registry_cache import KnownLayers
 
 _WRITING_SECONDS = 2.0  #: a manifest is written in place: half of one is normal for an instant
 _LOOK_AGAIN_SECONDS = 0.1
@@ -78,7 +78,7 @@ class _Look:
         self.store = store
         self.place = place.describe(host, store)
         self.named = scan.Named()
-        self.kept: Mapping[str, KnownLayer] = {}  #: layers that no manifest of the store names
+        self.kept: KnownLayers = {}  #: layers that no manifest of the store names
         self.now = 0.0  #: taken after the listing: what lies beyond it is no time of this clock
         self.blobs = -1
         self.transfers_unseen: Unseen | None = None  #: why those of ours can't be listed, if so
@@ -463,9 +463,7 @@ class _Reader:
             found = data_behind(fd, known)
         return f"and there is data at byte {found:,}" if found is not None else ""
 
-    def _trust(
-        self, read: tuple[Sidecar, ...], faults: tuple[str, ...], total: int | None
-    ) -> Trust:
+    def _trust(self, read: Sequence[Sidecar], faults: Sequence[str], total: int | None) -> Trust:
         data, record = self.data, self.record
         if not total:
             return Trust()

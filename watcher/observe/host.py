@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from watcher.errors import EndedError
@@ -11,7 +11,7 @@ from watcher.ollama import registry, server
 from watcher.ollama.names import ModelName
 from watcher.state import registry_cache
 from watcher.state.event_log import Event
-from watcher.state.registry_cache import Answer, KnownLayer
+from watcher.state.registry_cache import Answer, KnownLayers
 from watcher.system import advice
 
 
@@ -36,7 +36,7 @@ class Host:
     #: A model's manifest from its registry, kept in the store behind a descriptor, if any is given.
     registry_manifest: Callable[[int | None, ModelName], Answer] = registry_cache.manifest
     #: What is known of layers that no manifest of the store behind a descriptor names.
-    known_layers: Callable[[int], Mapping[str, KnownLayer]] = registry_cache.known_layers
+    known_layers: Callable[[int], KnownLayers] = registry_cache.known_layers
     #: Fetches what an action is about beside it; the file that then holds it. Raises WatchError,
     #: EndedError, and OSError.
     fetch: Callable[[Action], Entry] | None = None

@@ -10,7 +10,7 @@ import os
 import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from watcher.model import (
     BlobCensus,
@@ -41,6 +41,7 @@ _TYPE_BITS = 0o170000
 _TAG_DEPTH = 4
 _SIDECARS_APART = 64  #: so many numbers in a row without a sidecar, and there are no more of them
 _DEEPEST = 6  #: what lies deeper than this is of no use to the server, nor to us
+_Parts: TypeAlias = tuple[str, ...]  #: of a path below ``manifests/``
 
 
 @dataclass(slots=True)
@@ -155,7 +156,7 @@ class Named:
 
     # ------------------------------------------------------------ the walk through manifests/
 
-    def walk(self, folder: int, parts: tuple[str, ...], *, hidden: bool, removable: bool) -> bool:
+    def walk(self, folder: int, parts: _Parts, *, hidden: bool, removable: bool) -> bool:
         """Read a folder; whether the server's start leaves nothing in it.
 
         `hidden`: the server can't see it. `removable`: the server can remove it once it is empty.
@@ -188,13 +189,7 @@ class Named:
         return not left
 
     def _item(
-        self,
-        item: os.DirEntry[str],
-        folder: int,
-        parts: tuple[str, ...],
-        *,
-        hidden: bool,
-        removable: bool,
+        self, item: os.DirEntry[str], folder: int, parts: _Parts, *, hidden: bool, removable: bool
     ) -> bool:
         """Read what is at a name; whether it is a folder in which the start leaves nothing."""
         depth, path = len(parts), "/".join(("manifests", *parts))
@@ -249,7 +244,7 @@ class Named:
         self.space = None
         self.odd.append(OddManifest(path, ManifestFault.MISPLACED, why))
 
-    def _manifest(self, folder: int, parts: tuple[str, ...], path: str, *, hidden: bool) -> None:
+    def _manifest(self, folder: int, parts: _Parts, path: str, *, hidden: bool) -> None:
         model = names.model_from_path(parts)
         if model is None:
             self.space = None

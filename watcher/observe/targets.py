@@ -5,7 +5,7 @@ import difflib
 import itertools
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from watcher.errors import TargetError
@@ -14,6 +14,7 @@ from watcher.observe import scan
 from watcher.observe.host import Host
 from watcher.ollama import names
 from watcher.state import folders, memory, registry_cache, state_folder, transfers
+from watcher.state.registry_cache import KnownLayers
 
 _DIGITS = re.compile(r"(?:sha256[:-])?([0-9a-fA-F]{4,64})(?:-partial(?:-[0-9]+)?|\.tmp)?")
 _MOST_NEAREST = 5
@@ -54,10 +55,7 @@ def among(known: Sequence[Known], wanted: Sequence[str]) -> Targets:
     return Targets(models, frozenset().union(*(each.digests for each in found)))
 
 
-def known(
-    path: str,
-    layers: Callable[[int], Mapping[str, registry_cache.KnownLayer]] = registry_cache.known_layers,
-) -> Known:
+def known(path: str, layers: Callable[[int], KnownLayers] = registry_cache.known_layers) -> Known:
     """What is in a store, and what `layers` knows of; nothing where it can't be read."""
     models: dict[str, set[str]] = {}
     digests: set[str] = set()

@@ -87,13 +87,6 @@ class Update(NamedTuple):
     hashed_bytes: int | None = None
 
 
-class By(NamedTuple):
-    """Who moves the bytes: ``transfer`` (we do) or ``server``, and why it is not us."""
-
-    way: str = "server"
-    reason: str = ""
-
-
 class Account:
     """The account of one pull, which its two ways share. A model's name is as people write it."""
 
@@ -104,7 +97,7 @@ class Account:
         self.record = Record()
         self.meter = Meter(stall_seconds=options.stall_seconds)
         self.progress = ModelProgress()
-        self.by = By()
+        self.why_server = ""  #: why the server moves the bytes; "" where we do
         self.waiting: Waiting | None = None
         #: The layers and the config, by digest; and their bytes by the manifest.
         self.digests: frozenset[str] = frozenset()
@@ -117,10 +110,12 @@ class Account:
         self._saved_at = 0.0
         self._unsaved: dict[str, object] = {}
 
-    # ------------------------------------------------------------ layers
+    @property
+    def way(self) -> str:
+        """Who moves the bytes."""
+        return "server" if self.why_server else "transfer"
 
     def expect(self, sizes: Mapping[str, int]) -> None:
-        """Take up the layers of a manifest with their bytes."""
         present = self.finished(sizes)
         if self.present is None:
             self.present = present
@@ -135,8 +130,6 @@ class Account:
     def missing(self) -> frozenset[str]:
         """The layers that were not in the store before."""
         return self.digests - (self.present or frozenset())
-
-    # ------------------------------------------------------------ updates and records
 
     def reported(self, state: State | None, now: float) -> Update:
         """An update with how far the download is, in a state where that may follow."""
@@ -197,8 +190,6 @@ class Account:
         """Give that back."""
         self._driving.release()
 
-    # ------------------------------------------------------------ notes, waits, events
-
     def note(self, text: str) -> Update:
         """An update with a note; the same is noted once in a row."""
         note = "" if text == self._last_note else text
@@ -232,10 +223,9 @@ class Account:
             time.sleep(TICK_SECONDS)
 
     def log(self, event_type: EventType, message: str, **details: object) -> None:
-        """Log an event about it."""
         if self.target.host is not None:
             shown = self.name.shown
-            given = {"models": [shown], "by": self.by.way, **details, **self.meter.facts}
+            given = {"models": [shown], "by": self.way, **details, **self.meter.facts}
             event = Event(time.time(), event_type, message, shown, given)
             journal.announce(self.target.host, self.target.settings, event)
 
@@ -248,8 +238,6 @@ class Account:
             is_its = self.target.its is not None
             asked = asked._replace(store=host.store, found_by=host.found_by, is_its=is_its)
         return cause.command(asked)
-
-    # ------------------------------------------------------------ the store
 
     @contextmanager
     def opened(self) -> Iterator[int | None]:

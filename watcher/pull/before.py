@@ -33,7 +33,9 @@ def take_up(
     `learned`: bytes of layers that the registry has, where its manifest has others.
     """
     sizes = registry.sizes(raw)
-    right = registry.sizes(raw, {**right_sizes(account, sizes), **learned})
+    with account.opened() as store:
+        known = {} if store is None else verification.right_sizes(store, sizes, account.boot)
+    right = registry.sizes(raw, {**known, **learned})
     account.expect(right)
     yield account.change(
         state=State.PULLING_MANIFEST,
@@ -74,14 +76,6 @@ def note_astray(account: Account) -> Iterator[Update]:
         yield account.note(text)
 
 
-def right_sizes(account: Account, sizes: Mapping[str, int]) -> Mapping[str, int]:
-    """The sizes of finished layers that the manifest has wrong, as far as they were hashed."""
-    with account.opened() as store:
-        if store is None or len(scan.present(store, sizes)) == len(sizes):
-            return {}
-        return verification.right_sizes(store, sizes, account.boot)
-
-
 def is_complete(account: Account, raw: bytes) -> bool:
     """Whether the store has this very manifest, and all that it names."""
     with account.opened() as store:
@@ -96,19 +90,14 @@ def is_complete(account: Account, raw: bytes) -> bool:
             return False
 
 
-def disk_fault(account: Account) -> End | None:
-    """What of the disk no retry can change, for the layers that are missing."""
-    missing = account.progress.missing
-    if account.target.host is None or not missing:
-        return None
-    return disk.fault(account.target.host, max(missing))
-
-
-def check_room(account: Account, arrived: int) -> Generator[Update, None, End | None]:
+def check_disk(account: Account, arrived: int) -> Generator[Update, None, End | None]:
     """Note where the disk takes this model, but not the other unfinished downloads, too.
 
-    `arrived`: bytes of missing layers that are here. Returns the end where there is no room.
+    `arrived`: bytes of missing layers that are here. Returns the end where the disk takes them not.
     """
+    host, layers = account.target.host, account.progress.missing
+    if host is not None and layers and (ended := disk.fault(host, max(layers))):
+        return ended
     with account.opened() as store:
         if store is None:
             return None
@@ -119,8 +108,7 @@ def check_room(account: Account, arrived: int) -> Generator[Update, None, End | 
     if missing > free:
         why = f"{decimal(missing)} to download, but the disk has only {decimal(free)} free"
         return End(Cause.DISK_FULL, why)
-    host, settings = account.target.host, account.target.settings
-    report = None if host is None else taking_over.look(host, settings, others)
+    report = None if host is None else taking_over.look(host, account.target.settings, others)
     more = 0 if report is None else findings.lacking(report.diagnosis.diagnosed)
     if missing + more > free:
         yield account.note(
@@ -138,9 +126,6 @@ def flaw(raw: bytes) -> End:
     except ValueError as error:
         found = str(error)
     return End(Cause.BAD_MANIFEST, f"its manifest is invalid: {found}") if found else End()
-
-
-# ---------------------------------------------------------------- unfinished layers
 
 
 def remove_surplus(target: Target, digests: Set[str]) -> None:

@@ -43,7 +43,7 @@ class ByServer:
     def begin(self) -> Iterator[Update]:
         """Why it is not us."""
         free = ", and its rate is not limited" * bool(self._account.options.limit.per_second)
-        yield self._account.note(f"the server downloads it{free}: {self._account.by.reason}")
+        yield self._account.note(f"the server downloads it{free}: {self._account.why_server}")
 
     def attempt(self) -> Generator[Update, None, End]:
         """Everything from the manifest to the end of one request. Returns its `End`."""
@@ -100,8 +100,6 @@ class ByServer:
             yield account.note(f"{answer.problem}; using the stored manifest")
         return End() if (yield from before.take_up(account, answer.raw, {})) else None
 
-    # ------------------------------------------------------------ the request
-
     def _follow(self, stream: PullStream) -> Generator[Update, None, End]:
         """Read the stream to its end, or until nobody wants it any more. Returns the `End`."""
         account, shows_at = self._account, 0.0
@@ -157,8 +155,6 @@ class ByServer:
         if quiet > longest:
             return End(Cause.SILENCE, f"no bytes for {advice.duration(quiet)}")
         return None
-
-    # ------------------------------------------------------------ waits
 
     def _await_server(self, end: End) -> Generator[Update, None, End | None]:
         """Wait until the server answers.

@@ -214,7 +214,7 @@ class ByTransfer:
             arrived = self._count(account.promised, partials)
             if account.progress.done > account.progress.present and not account.is_resuming_noted:
                 yield before.note_resuming(account)
-            ended = before.disk_fault(account) or (yield from before.check_room(account, arrived))
+            ended = yield from before.check_disk(account, arrived)
             if ended is None or not partials:
                 return partials, ended
             # What time does not help against comes first.

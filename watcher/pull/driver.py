@@ -17,7 +17,7 @@ from watcher.errors import WatchError, without_secrets
 from watcher.observe.host import Host
 from watcher.ollama import names
 from watcher.pull import before, verification
-from watcher.pull.account import Account, By, Options, Update
+from watcher.pull.account import Account, Options, Update
 from watcher.pull.by_server import ByServer
 from watcher.pull.failures import Cause, End
 from watcher.pull.speed import Meter
@@ -57,17 +57,14 @@ class Pull:
 
     @property
     def name(self) -> names.ModelName:
-        """The model's."""
         return self.account.name
 
     @property
     def record(self) -> Record:
-        """How it is now."""
         return self.account.record
 
     @property
     def meter(self) -> Meter:
-        """How fast it was."""
         return self.account.meter
 
     @property
@@ -86,13 +83,13 @@ class Pull:
         Whatever goes wrong is the end of this pull alone.
         """
         account = self.account
-        account.by = choose(self.target, self.name)
-        if account.by.way == "transfer":
+        account.why_server = why_server(self.target, self.name)
+        if account.why_server:
+            self._way = ByServer(account, self._is_cancelled)
+        else:
             from watcher.pull.by_transfer import ByTransfer  # it takes asyncio
 
             self._way = ByTransfer(account, self._is_cancelled)
-        else:
-            self._way = ByServer(account, self._is_cancelled)
         try:
             account.begin()
             self.end = yield from self._drive()
@@ -189,14 +186,8 @@ class Pull:
             return verification.in_doubt(store, sizes, self.account.boot)
 
 
-def choose(target: Target, model: names.ModelName) -> By:
-    """Our own transfer wherever it can be, since it fetches no byte twice."""
-    reason = why_server(target, model)
-    return By("server", reason) if reason else By("transfer")
-
-
 def why_server(target: Target, model: names.ModelName) -> str:
-    """Why the server moves the bytes; "" where we can."""
+    """Why the server moves the bytes; "" where we can, since a transfer fetches no byte twice."""
     if model.tag.lower().endswith("cloud"):
         return "it runs in the cloud"
     if target.host is None:

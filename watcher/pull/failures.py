@@ -53,9 +53,6 @@ class Asked(NamedTuple):
         works = self.is_here and (not of_unit or unit.serves(self.url))
         return advice.as_root(*words) if works else ""
 
-    def list_flags(self) -> str:
-        return advice.as_root("lsattr", "-R", self.its_store) if self.its_store else ""
-
     def install(self) -> str:
         return "curl -fsSL https://ollama.com/install.sh | sh" if self.is_here else ""
 
@@ -289,7 +286,7 @@ class Cause(_Row, enum.Enum):
     )
     NOT_PERMITTED = _Row(
         "files of the store are immutable (an i beside them): remove that flag (chattr)",
-        Asked.list_flags,
+        lambda asked: asked.its_store and asked.by_root("lsattr", "-R", asked.its_store),
         disk=("operation not permitted",),
     )
     DISK_FAILS = _Row(

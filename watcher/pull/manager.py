@@ -242,7 +242,7 @@ class ModelDownloadManager:
             why = f"{names.printable(model)}: unknown: {', '.join(unknown)}"
             raise RecordError(why, f"known: {', '.join(_CHANGEABLE)}")
         given = {_CHANGEABLE[key]: value for key, value in changes.items()}
-        with self._opened(self._state) as folder:
+        with place.opened(self._state) as folder:
             return _state(records.change(folder, model, given))
 
     def get_download_progress(self, model: str) -> DownloadProgress:
@@ -265,7 +265,7 @@ class ModelDownloadManager:
             self._enter(model, State.ERROR, error=message)
             self.log_download_event(model, EventType.ERROR, message)
             raise ManifestError(message, "pull it again") from None
-        with self._opened(self._store) as store:
+        with place.opened(self._store) as store:
             registry_cache.keep(store, names.to_model(model), raw, "", time.time())
             present = sum(sizes[each] for each in scan.present(store, sizes))
         total = sum(sizes.values())
@@ -317,7 +317,7 @@ class ModelDownloadManager:
         for diagnosed in report.diagnosis.diagnosed:
             for shown in diagnosed.download.models:
                 by_model.setdefault(names.to_model(shown).key, []).append(diagnosed)
-        with self._opened(self._state) as folder:
+        with place.opened(self._state) as folder:
             known = records.read(folder)
         for key, unfinished in by_model.items():
             state = known.get(key, Record()).state
@@ -352,8 +352,7 @@ class ModelDownloadManager:
             return mine.filtered(lambda each: each.kind in _REMOVALS)
 
         # Only these are scanned: by this policy everything else would be stale as well.
-        reconciler = Reconciler(self._host, settings)
-        report = reconciler.reconcile(modes.CLEAN, Scope(digests), approve)
+        report = Reconciler(self._host, settings).reconcile(modes.CLEAN, Scope(digests), approve)
         done = [each for each in report.outcomes if each.result is Result.DONE]
         # No cleanup ever plans to remove these.
         staying = (Condition.LIVE, Condition.UNKNOWN)
@@ -428,7 +427,7 @@ class ModelDownloadManager:
         if isinstance(days, bool) or not isinstance(days, int | float) or not 0 <= days < math.inf:
             raise RecordError(f"days = {days!r}: want a number, 0 or more")
         try:
-            with self._opened(self._store) as store:
+            with place.opened(self._store) as store:
                 event_log.expire(store, time.time(), replace(self._settings, log_keep_days=days))
         except PermissionError:
             raise place.no_permission(self._store) from None
@@ -474,28 +473,14 @@ class ModelDownloadManager:
         message = f"download of {names.printable(model)} failed: {pull.end.text}"
         raise DownloadError(message, pull.step, pull.end.cause.code, pull.command)
 
-    # ------------------------------------------------------------ inside
-
     def _record(self, model: str) -> Record:
-        with self._opened(self._state) as folder:
+        with place.opened(self._state) as folder:
             return records.read(folder).get(names.to_model(model).key, Record())
 
     def _enter(self, model: str, state: State, **changes: object) -> Record:
         """Bring a record into a state, by a new attempt, or the end of one, if it takes that."""
-        with self._opened(self._state) as folder:
+        with place.opened(self._state) as folder:
             return records.change(folder, model, {"state": state, **changes}, detour=True)
-
-    @contextlib.contextmanager
-    def _opened(self, path: str) -> Iterator[int]:
-        with contextlib.ExitStack() as opened:
-            try:
-                folder = opened.enter_context(folders.opened_store(path))
-            except (FileNotFoundError, NotADirectoryError):
-                shown = names.printable(path)
-                raise NoStoreError(f"the folder {shown} no longer exists", "name another") from None
-            except PermissionError:
-                raise place.no_permission(path) from None
-            yield folder
 
 
 #: What a change may have, as it is called here and in the records.

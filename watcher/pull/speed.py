@@ -59,7 +59,11 @@ class Meter:
         if self._at is None:
             self._at = self._last_byte_at = now
         now = max(now, self._at)
-        self._look_for_stall(now, arrived)
+        if not self._in_stall and now - self._last_byte_at >= self._stall_seconds:
+            self.stalls += 1
+            self._in_stall = True
+        if arrived:
+            self._last_byte_at, self._in_stall = now, False
         self._fresh += arrived
         if now > self._at:
             self.seconds += now - self._at
@@ -121,10 +125,3 @@ class Meter:
         weight = gone * self._time_constant
         size = self._bytes * (1 - gone) + self._fresh * weight / passed
         return size, self._seconds * (1 - gone) + weight
-
-    def _look_for_stall(self, now: float, arrived: int) -> None:
-        if not self._in_stall and now - self._last_byte_at >= self._stall_seconds:
-            self.stalls += 1
-            self._in_stall = True
-        if arrived:
-            self._last_byte_at, self._in_stall = now, False

@@ -51,10 +51,10 @@ def layers(store: int, model: ModelName) -> Mapping[str, int] | None:
 
 def right_sizes(store: int, sizes: Mapping[str, int], boot: str) -> dict[str, int]:
     """The sizes of finished layers with the right hash to which a manifest gives another one."""
-    remembered = memory.load(store)
-    remembered = replace(remembered, hashes=remembered.hashes.of_disk(store, boot))
     there = scan.contents(store, sizes).items()
     odd = {digest: each for digest, each in there if each.size != sizes[digest]}
+    remembered = memory.load(store) if odd else memory.Memory()
+    remembered = replace(remembered, hashes=remembered.hashes.of_disk(store, boot))
     found = {digest: blobs.remembered(each, remembered) for digest, each in odd.items()}
     return {digest: each.size for digest, each in found.items() if each.sha256 == digest.lower()}
 
@@ -64,9 +64,8 @@ def in_doubt(store: int, sizes: Mapping[str, int], boot: str) -> frozenset[str]:
     known = memory.load(store).hashes.of_disk(store, "")
     hashed = {digest: known.get(names.blob(digest)) for digest in sizes}
     corrupt = {digest for digest, each in hashed.items() if each and each.sha256 != digest.lower()}
-    wrong = sizes.keys() - scan.present(store, sizes)
-    right = right_sizes(store, sizes, boot) if wrong else {}
-    return frozenset(wrong - right.keys()) | corrupt
+    wrong = sizes.keys() - scan.present(store, sizes) - right_sizes(store, sizes, boot).keys()
+    return frozenset(wrong | corrupt)
 
 
 def prove(

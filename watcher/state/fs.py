@@ -19,7 +19,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import NoReturn
+from typing import NoReturn, TypeAlias
 
 from watcher.errors import WatchError
 from watcher.state.checks import LAST_DAY
@@ -34,6 +34,7 @@ _AT_ONCE = 100  #: files that are made together; each is open meanwhile
 _MANY_FILES = 65_536  #: so many descriptors a process may have where nothing lists them
 #: No symlink is followed, no FIFO's other end waited for, no terminal taken.
 _CAREFULLY = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
+Ids: TypeAlias = tuple[int, int]  #: of a user and of a group
 
 
 class NoLogError(OSError):
@@ -182,7 +183,7 @@ def lock_mode(folder: os.stat_result) -> int:
 
 
 def ensure_folder(
-    name: str, parent: int, *, durable: bool = True, owner: tuple[int, int] | None = None
+    name: str, parent: int, *, durable: bool = True, owner: Ids | None = None
 ) -> bool:
     """Make a folder of ours where there is none, or a half made one right; whether it was made.
 
@@ -236,9 +237,7 @@ def _exact_modes() -> Iterator[None]:
             os.umask(before)
 
 
-def _settle(
-    fd: int, above: os.stat_result, mode: int, owner: tuple[int, int] | None = None
-) -> None:
+def _settle(fd: int, above: os.stat_result, mode: int, owner: Ids | None = None) -> None:
     made = os.fstat(fd)
     if os.geteuid() == 0:
         wanted = owner or (above.st_uid, above.st_gid)
@@ -287,14 +286,12 @@ def write_output(fd: int, data: bytes) -> None:
     _write_all(fd, data)
 
 
-def create(name: str, parent: int, data: bytes, owner: tuple[int, int] | None = None) -> None:
+def create(name: str, parent: int, data: bytes, owner: Ids | None = None) -> None:
     """Make a new file with `data`, as `create_all`. Raises FileExistsError."""
     create_all({name: data}, parent, owner)
 
 
-def create_like(
-    name: str, parent: int, data: bytes, owner: tuple[int, int], like: tuple[int, int]
-) -> None:
+def create_like(name: str, parent: int, data: bytes, owner: Ids, like: tuple[int, int]) -> None:
     """Make a copy of a small file of the store, with the mode and modification time of `like`."""
     create_all({name: data}, parent, owner, durable=False)
     with closing(os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)) as fd:
@@ -307,7 +304,7 @@ def create_like(
 def create_all(
     contents: Mapping[str, bytes],
     parent: int,
-    owner: tuple[int, int] | None = None,
+    owner: Ids | None = None,
     *,
     durable: bool = True,
     mode: int = FILE_MODE,

@@ -144,6 +144,7 @@ CHANGEABLE: Mapping[str, Callable[[object], Any]] = MappingProxyType(
     {each.name: each.metadata["check"] for each in fields(Record) if not each.name.endswith("_at")}
 )
 Records = Mapping[str, Record]  #: by `names.ModelName.key`
+Changes = Mapping[str, object]  #: by the keys of `CHANGEABLE`
 
 
 def read(store: int) -> Records:
@@ -151,15 +152,13 @@ def read(store: int) -> Records:
     return _FILE.read(store)
 
 
-def change(
-    store: int, model: str, changes: Mapping[str, object], *, detour: bool = False
-) -> Record:
+def change(store: int, model: str, changes: Changes, *, detour: bool = False) -> Record:
     """Change the record of one model, and give back what it is then.
 
-    `changes` may have the keys of `CHANGEABLE`. A new state is on the disk when this returns; what
-    else changes a power cut may lose. `detour`: where there is no way to the new state, by a new
-    try, or by the end of the one that was. Raises TargetError for what is no model, RecordError for
-    a change that can't be, and WatchError where the file can't be read or written.
+    A new state is on the disk when this returns; what else changes a power cut may lose. `detour`:
+    where there is no way to the new state, by a new try, or by the end of the one that was. Raises
+    TargetError for what is no model, RecordError for a change that can't be, and WatchError where
+    the file can't be read or written.
     """
     key = names.to_model(model).key
 
@@ -238,7 +237,7 @@ def drive(lock: state_folder.LongLock, store: int) -> bool:
     return True
 
 
-def after(before: Record, changes: Mapping[str, object], now: float, model: str) -> Record:
+def after(before: Record, changes: Changes, now: float, model: str) -> Record:
     """The record that a change makes of another one. Raises RecordError, naming `model`."""
     given = _checked(changes, model)
     state = given.get("state", before.state)
@@ -267,7 +266,7 @@ def after(before: Record, changes: Mapping[str, object], now: float, model: str)
     return replace(record, progress_percent=max(percent, record.progress_percent))
 
 
-def _checked(changes: Mapping[str, object], model: str) -> dict[str, Any]:
+def _checked(changes: Changes, model: str) -> dict[str, Any]:
     unknown = ", ".join(names.printable(str(key)) for key in changes if key not in CHANGEABLE)
     if unknown:
         raise RecordError(f"{model}: unknown: {unknown}", f"known: {', '.join(CHANGEABLE)}")

@@ -46,6 +46,7 @@ class KnownLayer(NamedTuple):
     sizes: tuple[int, ...] = ()  #: what the manifest of each of these has
 
 
+KnownLayers = Mapping[str, KnownLayer]  #: by digest
 Manifests = Mapping[str, Cached]  #: by `ModelName.key`
 _NONE: Manifests = MappingProxyType({})
 
@@ -58,8 +59,8 @@ def cached(store: int) -> Manifests:
         return {}
 
 
-def known_layers(store: int, more: Manifests = _NONE) -> dict[str, KnownLayer]:
-    """By digest; `more`: what was received and not kept."""
+def known_layers(store: int, more: Manifests = _NONE) -> KnownLayers:
+    """`more`: what was received and not kept."""
     found: dict[str, KnownLayer] = {}
     for key, each in {**cached(store), **more}.items():
         shown = names.to_model(key).shown

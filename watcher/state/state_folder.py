@@ -27,11 +27,11 @@ QUEUE_LOCK = "queue.lock"
 class ForeignError(PermissionError):
     """Our folder, or one in it, belongs to somebody who has no rights in the store."""
 
-    def __init__(self, name: str, found: int, wanted: tuple[int, int]) -> None:
+    def __init__(self, name: str, found: int, wanted: fs.Ids) -> None:
         why = f"it belongs to user id {found}, not to root or to {wanted[0]}, who owns the blobs"
         super().__init__(errno.EPERM, why, name)
         self.found = found
-        self.wanted = wanted  #: user and group id that it should have
+        self.wanted = wanted  #: whose it should be
 
 
 @contextlib.contextmanager
@@ -135,7 +135,7 @@ def _holder(store: str, lock: str) -> Running | None:
     return found and Running(*found)
 
 
-def oddity(store: int) -> tuple[int, tuple[int, int], bool] | None:
+def oddity(store: int) -> tuple[int, fs.Ids, bool] | None:
     """What is wrong with our folder of a store, as `Place.state_owner` has it; None for nothing."""
     try:
         with opened(store) as fd:
@@ -179,11 +179,11 @@ def check(store: str) -> None:
             raise refusal(store, error) from None
 
 
-def _give_back(path: str, wanted: tuple[int, int]) -> str:
+def _give_back(path: str, wanted: fs.Ids) -> str:
     return advice.as_root("chown", "-hR", f"{wanted[0]}:{wanted[1]}", path)
 
 
-def _owner(store: int) -> tuple[int, int]:
+def _owner(store: int) -> fs.Ids:
     return _blobs(store).st_uid, os.fstat(store).st_gid
 
 
