@@ -204,10 +204,7 @@ class Given(NamedTuple):
 
 
 def load(file: Path | None, environment: Mapping[str, str]) -> Settings:
-    """Read the settings; `file` must exist, None means the system's, which need not.
-
-    Raises SettingsError naming file or variable, key and value.
-    """
+    """Read the settings; `file` must exist, None is the system's. Raises SettingsError."""
     values = given(file, environment)
     store = values.pop("store", Given((), ""))
     fields = {KEYS[key].name: _READ[key](value) for key, (value, _) in values.items()}

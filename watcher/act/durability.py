@@ -188,10 +188,7 @@ def still_doubted(known: Memory, seen: Evidence) -> list[str]:
 
 
 def sync_noted(host: Host, settings: Settings) -> frozenset[str]:
-    """Bring to the disk what claims stand for, and take the notes back.
-
-    Gives back the digests of which the disk did not take all. Raises WatchError and OSError.
-    """
+    """Bring to the disk what claims stand for; the digests of which it did not take all."""
     refused: set[str] = set()
     with contextlib.ExitStack() as opened:
         store = opened.enter_context(folders.opened_store(host.store))

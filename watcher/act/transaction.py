@@ -528,10 +528,7 @@ def _decide(work: _Work, _: Change) -> None:
 
 
 def _finish(work: _Work, *, has_lock: bool = True) -> int:
-    """Put the new files in place, let go what was taken, and count the bytes that it freed.
-
-    `has_lock`: of the transfer that is given back; else somebody may go on there.
-    """
+    """Put the new files in place, let go what was taken; the bytes that it freed."""
     intent = work.intent
     assert intent is not None
     guard = intent.guard_name if intent.guard is not None else ""

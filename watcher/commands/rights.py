@@ -24,10 +24,7 @@ _STOPPED_SECONDS, _MOST_STOPS = 1.0, 5  #: when a stopped child goes on, and how
 
 
 def settle(store: str) -> None:
-    """Go on as the owner of a store, where this is root's process. Raises NoPermissionError.
-
-    Before the first thread, and before anything in the store is opened.
-    """
+    """Become the owner of a store, if root, before any thread. Raises NoPermissionError."""
     from watcher.state import folders
     from watcher.system import privileges
 

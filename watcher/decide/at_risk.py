@@ -69,10 +69,7 @@ def unwatched(when: list[float], evidence: Evidence) -> list[float]:
 def finding(
     usual: Finding, entries: tuple[Entry, ...], when: list[float], known_as: str, evidence: Evidence
 ) -> Finding:
-    """With what a start does, from when on, and what protects from it.
-
-    A warning where it would do so now. `known_as`: what the command names, "" for everything.
-    """
+    """With what a start does, and what protects from it. `known_as`: what the command names."""
     now = bisect_right(when, evidence.now)
     taken, files = now or len(when), len(entries)
     what = "all of it" if taken == files else f"{taken} of its {files} files"

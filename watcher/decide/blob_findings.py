@@ -17,10 +17,7 @@ from watcher.system import advice
 def of_blobs(
     evidence: Evidence, diagnosed: Iterable[model.Diagnosed], rules: Rules, doomed: Doomed | None
 ) -> Iterator[Finding]:
-    """Blobs that are not as their manifests want them, and those that no manifest names.
-
-    `doomed`: the paths that a start of the server deletes; None where that is not known.
-    """
+    """Odd and unnamed blobs. `doomed`: what a start deletes; None where that is not known."""
     for odd in evidence.census.odd:
         if odd.lies is None:  # else `astray` reports it
             yield _odd_blob(odd, evidence)

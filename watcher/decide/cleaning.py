@@ -160,10 +160,7 @@ def orphans_forbidden(evidence: Evidence) -> safety.Why | None:
 
 
 def until_free(planned: Plan, wanted: int) -> Plan:
-    """The part of a plan that leaves `wanted` bytes free, the oldest first, then the largest.
-
-    All of what frees anything where that is not enough.
-    """
+    """The part of a plan that leaves `wanted` bytes free, the oldest first, or all of it."""
 
     def least_needed_first(action: Action) -> tuple[int, int, str]:
         # By the day of the last change, so that the size counts among those of a day.

@@ -14,10 +14,7 @@ def diagnose(evidence: Evidence, rules: Rules) -> tuple[Diagnosed, ...]:
 
 
 def diagnosis(diagnosed: tuple[Diagnosed, ...], evidence: Evidence, rules: Rules) -> Diagnosis:
-    """All findings, and what the server's next start does.
-
-    Only a scan of the whole store can report that, and what is wrong with the store.
-    """
+    """All findings; of a scan of the whole store its own, and what the next start does."""
     is_whole = evidence.scope is None
     prepared = is_whole and evidence.next_start.prepared
     kept = at_risk.paths(diagnosed, evidence, rules) if prepared else frozenset[str]()

@@ -191,10 +191,7 @@ def refreshed(outcomes: Sequence[Outcome], at: float) -> Event:
 
 
 def hashed(outcome: Outcome, at: float) -> Event | None:
-    """A file can't be read, or the hash of a blob is wrong; None where all is well.
-
-    Of an unfinished download a wrong hash is no news.
-    """
+    """A file can't be read, or a finished blob's hash is wrong; None where all is well."""
     subject = outcome.action.subject
     details = {"digest": f"sha256:{subject}"}
     if outcome.result is Result.FAILED:

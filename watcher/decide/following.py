@@ -31,10 +31,7 @@ _OF_SCANS = (
 
 
 def from_events(logged: Iterable[Event], memory: Memory, damaged: Set[str]) -> Iterator[Seen]:
-    """For each model the state that its record goes to, in order, and why it is ``error``.
-
-    `memory`: as it is after all of these events. `damaged`: the models with a damaged blob.
-    """
+    """For each model the state that its record goes to, in order, and why it is ``error``."""
     unfinished = set(chain.from_iterable(each.models for each in memory.downloads.values()))
     complete = (memory.models or {}).keys() - damaged
     for event, name in ((each, name) for each in logged for name in sorted(each.models)):

@@ -17,10 +17,7 @@ _SKIPS_PRUNING = BLINDING | {ManifestFault.BAD_NAME}
 
 
 def forecast(evidence: Evidence, wanted: frozenset[str] = frozenset()) -> Forecast:
-    """What a start at this very moment would do.
-
-    `wanted`: the paths that `prepare` protects where the server's unit calls it before.
-    """
+    """What a start now would do; `wanted`: what `prepare` protects where the unit calls it."""
     census = evidence.census
     renames = () if evidence.place.blobs_linked else census.old_names
     if fails := tuple(_why_renaming_fails(evidence)):

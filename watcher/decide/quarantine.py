@@ -42,10 +42,7 @@ def damaged_blobs(evidence: Evidence, rules: Rules) -> Iterator[model.Planned]:
 
 
 def fetched(evidence: Evidence, rules: Rules) -> Iterator[model.Planned]:
-    """What replaces damaged and missing blobs by right ones, from the registries that have them.
-
-    What a registry was not asked about yet is planned, too, as far as it is known.
-    """
+    """What replaces damaged and missing blobs by right ones, as far as it is known by now."""
     room = rules.settings.quarantine_max_bytes - _size(evidence)
     for odd in evidence.census.odd if rules.mode.fetch else ():
         is_missing = odd.fault is model.BlobFault.MISSING and odd.lies is None

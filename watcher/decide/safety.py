@@ -126,10 +126,7 @@ def _beside(diagnosed: Diagnosed, evidence: Evidence) -> bool:
 
 
 def minds_sidecars(holder: model.Holder) -> bool:
-    """Whether a process that has an entry open could be led astray by new sidecars.
-
-    Who writes is; and a process of Ollama's that reads may be about to go by what it has read.
-    """
+    """Whether who has an entry open writes, or, as Ollama's may, goes by what it has read."""
     return holder.writes or holder.process.startswith("ollama")
 
 

@@ -40,10 +40,7 @@ def learn(
     finished: Mapping[str, int],
     occasion: Occasion = USUAL,
 ) -> tuple[Memory, tuple[Event, ...]]:
-    """The memory after this scan, and the events since the last one.
-
-    `finished`: of remembered downloads that are gone, those whose blob is there, with its size.
-    """
+    """The memory after this scan, and the events. `finished`: the sizes of new blobs."""
     now, census = evidence.now, evidence.census
     records, happened = _downloads(memory, evidence, diagnosis.diagnosed, occasion)
     unseen = (each.path for each in census.unseen)
@@ -125,10 +122,7 @@ def _sampled(
     at: float,
     reported: dict[tuple[str, ...], float],
 ) -> tuple[Remembered, Event | None]:
-    """A pull with a sample taken; its progress is reported once a minute, or once that it stalls.
-
-    `reported`: when the progress of a layer of these models was reported last.
-    """
+    """A pull with a sample taken; `reported`: when that of its models was reported last."""
     samples: tuple[Sample, ...] = ()
     told_at, stalled = at, False
     if before is not None and before.pulling:
@@ -437,10 +431,7 @@ def synced(
 
 
 def drop(memory: Memory, outcomes: Iterable[Outcome]) -> Memory:
-    """The memory after our own acts: what their events report is no news to the next scan.
-
-    Without the downloads that we have removed; those that we have repaired are as they became.
-    """
+    """The memory after our own acts: what their events report is no news to the next scan."""
     done = [each.action for each in outcomes if each.result is model.Result.DONE]
     removed = (ActionKind.REMOVE_DOWNLOAD, ActionKind.REMOVE_SURPLUS)
     gone = {each.subject for each in done if each.kind in removed}

@@ -182,10 +182,7 @@ def asked(memory: Memory, digest: str, now: float) -> Asked | None:
 
 
 def look_at_quarantine(store: int, memory: Memory) -> tuple[tuple[Kept, ...], Unseen | None]:
-    """Everything in quarantine, the oldest first, and why that could not be listed, if so.
-
-    Its file names are ``<number>-<own name>``.
-    """
+    """All ``<number>-<own name>``, the oldest first; why they can't be listed, if so."""
     kept: list[Kept] = []
     try:
         with state_folder.opened(store, QUARANTINE) as folder:

@@ -256,9 +256,6 @@ class _Look:
         return [*made, *(Download(digest, unreadable=faster) for digest in changed)]
 
 
-# ---------------------------------------------------------------- downloads
-
-
 def _doubted_first(
     found: Mapping[str, scan.Pieces], memory: Memory, boot: str
 ) -> Mapping[str, scan.Pieces]:

@@ -397,7 +397,8 @@ def _blind_spot(host: Host) -> tuple[str, Blind] | None:
                     continue
                 words = dict(word.partition("=")[::2] for word in options.split(","))
                 some = words.get("hidepid", "0") not in ("0", "off")
-                if words.get("subset") == "pid" or (some and not privileges.sees_all()):
+                sees_all = ~privileges.capabilities().permitted & privileges.VISIBILITY == 0
+                if words.get("subset") == "pid" or (some and not sees_all):
                     blind = Blind.PROC if "subset" in words else Blind.USERS
                     return f"{host.proc} is mounted with {options}: it hides processes", blind
     except OSError:

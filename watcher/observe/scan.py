@@ -10,6 +10,7 @@ import os
 import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple, TypeAlias
 
 from watcher.model import (
@@ -440,9 +441,6 @@ def _parse_open(fd: int, status: os.stat_result) -> manifests.Manifest:
     return manifests.parse(fs.read_open(fd, status.st_size))
 
 
-# ---------------------------------------------------------------- blobs
-
-
 def scan_store(store: int, access: Access, mode: Mode, *, manifests_hidden: bool) -> Scan:
     """One pass over the whole store behind the descriptor `store`.
 
@@ -795,7 +793,8 @@ class _Census:
                 if not path.startswith("blobs/"):
                     self._stray(path, blob)
             inner = (*blobs, *manifests)
-            twins = [each for each in inner if _has_twin(each.path, top, store)]
+            is_there = partial(os.access, mode=os.F_OK, dir_fd=store, follow_symlinks=False)
+            twins = [each for each in inner if is_there(each.path.removeprefix(f"{top}/"))]
             unfinished = {names.parse_blob(each.entry.name).role for each in twins} & _UNFINISHED
             apart = len(inner) - len(twins)
             self.nested.append(Nested(top, blobs, manifests, apart, bool(unfinished)))
@@ -867,14 +866,6 @@ class _Census:
             empty_folders=tuple(self.named.empty_folders),
             nested=tuple(self.nested),
         )
-
-
-def _has_twin(path: str, inside: str, store: int) -> bool:
-    try:
-        os.stat(path.removeprefix(f"{inside}/"), dir_fd=store, follow_symlinks=False)
-    except OSError:
-        return False
-    return True
 
 
 def _rename_fault(old: Entry, parent: int, inner: list[str]) -> str | None:

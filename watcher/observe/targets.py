@@ -40,10 +40,7 @@ class Targets(NamedTuple):
 def find(
     hosts: Sequence[Host], wanted: Sequence[str], elsewhere: Sequence[Known] = ()
 ) -> Targets | None:
-    """The targets of a command over some stores (`elsewhere`: treated by others); None for all.
-
-    Raises TargetError for what no store knows, and for a digest's beginning that several have.
-    """
+    """The targets of a command (`elsewhere`: treated by others); None for all. TargetError."""
     here = (known(host.store, host.known_layers) for host in hosts)
     return among([*here, *elsewhere], wanted) if wanted else None
 

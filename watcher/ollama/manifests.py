@@ -49,10 +49,7 @@ def parse(raw: bytes) -> Manifest:
 
 
 def flaw(raw: bytes) -> str:
-    """Why a manifest that a server takes is no model's; "" where it may be one.
-
-    Raises ValueError with the reason where the server would not even take it.
-    """
+    """Why what a server takes is no model's manifest, or "". ValueError where it takes none."""
     named, faults = parse(raw)
     return faults[0] if faults else "" if named else NAMES_NOTHING
 

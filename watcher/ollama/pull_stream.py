@@ -52,10 +52,7 @@ class ServerGoneError(Exception):
 
 
 class PullStream:
-    """A pull that goes on for as long as this is open: closing it may cancel the download.
-
-    A thread reads, so that who waits for the next line can look at other things meanwhile.
-    """
+    """A pull, until this is closed, which may cancel it. A thread reads, so a wait may end."""
 
     def __init__(self, url: str, model: str, *, insecure: bool) -> None:
         parts = urlsplit(url)

@@ -28,10 +28,7 @@ _REMOVALS = frozenset({ActionKind.REMOVE_DOWNLOAD, ActionKind.REMOVE_SURPLUS})
 def take_up(
     account: Account, raw: bytes, learned: Mapping[str, int]
 ) -> Generator[Update, None, bool]:
-    """Take up a manifest; whether the store has it already, and all that it names.
-
-    `learned`: bytes of layers that the registry has, where its manifest has others.
-    """
+    """Take up a manifest, with sizes as `learned`; whether the store has all that it names."""
     sizes = registry.sizes(raw)
     with account.opened() as store:
         known = {} if store is None else verification.right_sizes(store, sizes, account.boot)

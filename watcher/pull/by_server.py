@@ -85,10 +85,7 @@ class ByServer:
         return None
 
     def _prepare(self) -> Generator[Update, None, End | None]:
-        """Ask for the manifest. Returns the end where there is one.
-
-        Without it the server reports why: it may see what only its user may see.
-        """
+        """Ask for the manifest, without which the server reports why; the end, if it is one."""
         account, insecure = self._account, self._account.options.insecure
         with account.opened() as store:
             answer = registry_cache.manifest(store, account.name, insecure=insecure)
@@ -157,10 +154,7 @@ class ByServer:
         return None
 
     def _await_server(self, end: End) -> Generator[Update, None, End | None]:
-        """Wait until the server answers.
-
-        Returns the end where it did not answer in time, or can't serve this store.
-        """
+        """Wait until the server answers; the end where it can't serve this store, or is late."""
         account = self._account
         patience = None if account.options.until_done else account.options.server_seconds
         limit = "" if patience is None else f", {patience:.0f} s at most"

@@ -63,10 +63,7 @@ def _folders(path: str) -> Iterator[list[int]]:
 
 
 def _takes(folders: list[int], size: int) -> bool:
-    """Whether a file may be so long: the kernel seeks to no place beyond what it takes.
-
-    True where there is no file to seek in.
-    """
+    """Whether a file may be so long: the kernel seeks to no place beyond what it takes."""
     device = os.fstat(folders[0]).st_dev
     for folder in folders:
         with os.scandir(folder) as entries:
@@ -82,4 +79,4 @@ def _takes(folders: list[int], size: int) -> bool:
             except OSError:
                 return False
             return True
-    return True
+    return True  # there is no file to seek in

@@ -78,10 +78,7 @@ class Pull:
         return "" if self.end.cause is None else self.account.helps(self.end.cause)
 
     def updates(self) -> Iterator[Update]:
-        """Drive the pull until the model is complete, can't be, or the pull was canceled.
-
-        Whatever goes wrong is the end of this pull alone.
-        """
+        """Drive the pull to its end. Whatever goes wrong is the end of this pull alone."""
         account = self.account
         account.why_server = why_server(self.target, self.name)
         if account.why_server:

@@ -20,10 +20,7 @@ class ModelProgress:
         self._all = 0, 0
 
     def expect(self, sizes: Mapping[str, int], present: Iterable[str]) -> None:
-        """The layers and the config with their bytes, and those that are in the store already.
-
-        Layers that are no longer among them are forgotten.
-        """
+        """The layers and the config with their bytes, and those that are in the store already."""
         self.sizes = dict(sizes)
         self._present = frozenset(present)
         self._completed = {each: self._completed.get(each, 0) for each in sizes}

@@ -196,10 +196,7 @@ def remove(queue: Queue, models: Collection[str]) -> Queue:
 
 
 def move(queue: Queue, model: str, to: int) -> Queue:
-    """Put a model at the place `to` of the line, from 1 on; beyond the end means the end.
-
-    There it ages like its neighbor. Raises TargetError where the model is not there.
-    """
+    """Put a model at the place `to`, from 1 on; it ages like its neighbor. Raises TargetError."""
     at = _found(queue, model)
     rest = _without(queue.line, at)
     place = min(max(to - 1, 0), len(rest))
@@ -212,10 +209,7 @@ def move(queue: Queue, model: str, to: int) -> Queue:
 
 
 def pause(queue: Queue, models: Collection[str], now: float) -> Queue:
-    """Let models wait until they are resumed, and stop those that run. Without models: the queue.
-
-    Raises TargetError where one is not there.
-    """
+    """Stop models until they are resumed; without models: the queue. Raises TargetError."""
     if not models:
         return queue._replace(paused=True)
     for at in [_found(queue, model) for model in models]:
@@ -226,10 +220,7 @@ def pause(queue: Queue, models: Collection[str], now: float) -> Queue:
 
 
 def resume(queue: Queue, models: Collection[str], now: float) -> Queue:
-    """Let models that are paused or have failed wait for their turn again.
-
-    Without models: the queue as a whole goes on. Raises TargetError where one is not there.
-    """
+    """Let paused and failed models wait anew; without models: the queue. TargetError."""
     if not models:
         return queue._replace(paused=False)
     for at in [_found(queue, model) for model in models]:
@@ -294,10 +285,7 @@ def take(
 
 
 def ended(queue: Queue, taken: Item, driven: Driven, now: float, chance: float) -> Queue:
-    """What becomes of an item that was taken; nothing where somebody decided meanwhile.
-
-    `chance`, from 0 to 1, spreads the next try, so that not all come at once.
-    """
+    """What becomes of an item that was taken. `chance` (0 to 1) spreads the next try."""
     at = position(queue, taken.model)
     if at < 0 or not _still(queue.line[at], taken):
         return queue
@@ -325,10 +313,7 @@ def next_pause(tries: int, chance: float) -> float:
 
 
 def why_stop(queue: Queue, taken: Item, now: float) -> str:
-    """Why the process that drives an item should stop; empty where there is no reason.
-
-    An urgent item that is due replaces the last of those that run.
-    """
+    """Why an item's process should stop, such as for an urgent one that is due; "" for nothing."""
     at = position(queue, taken.model)
     if at < 0:
         return "it was removed from the queue"
@@ -368,11 +353,7 @@ def _reasons(item: Item, now: float, why: str) -> tuple[Reason, ...]:
 def arrivals(
     queue: Queue, now: float, missing: Callable[[str], int | None], rate: float | None
 ) -> tuple[float | None, ...]:
-    """When each item of the line will be done, one after the other; None for unknown.
-
-    `missing`: bytes that a model still has to download, where that is known. `rate`: bytes per
-    second.
-    """
+    """When each item is done, None for unknown. `missing`: its bytes; `rate`: per second."""
     found: list[float | None] = [None] * len(queue.line)
     if not rate or queue.paused:
         return tuple(found)

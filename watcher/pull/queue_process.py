@@ -54,10 +54,7 @@ class QueueProcess:
         self._pause, self._not_before = 0.0, 0.0
 
     def turn(self, on: bool, *, anew: bool = False) -> None:
-        """Run the queue from now on, or no more. `anew`: the store is another folder now.
-
-        Called again, it reads the queue: a change may have been missed.
-        """
+        """Run the queue, or no more, and read it. `anew`: the store is another folder now."""
         with self._lock:
             self._on, self._anew = on, self._anew or anew
             if not on:
@@ -75,10 +72,7 @@ class QueueProcess:
                 self._tell_rate()
 
     def watched_folder(self) -> str:
-        """The folder in which each change of the queue closes a file; it is made where it can be.
-
-        Nothing else comes into it.
-        """
+        """The folder in which only changes of the queue close a file; made where it can be."""
         path = os.path.join(self._host.store, state_folder.FOLDER, queue.FILE.apart)
         if not os.path.lexists(path):
             with (

@@ -60,10 +60,7 @@ def run_next(store: int, drive: Drive) -> Item | None:
 
 
 def _take(store: int, held: ExitStack) -> Item | None:
-    """The first item that is due, driven by this process as long as its lock is held.
-
-    The lock shows it: it goes with its process, and holds in every PID namespace.
-    """
+    """The first item that is due, driven by this process as long as its lock is held."""
     taken: Item | None = None
 
     def take(before: Queue) -> Queue:
@@ -91,10 +88,7 @@ def _take(store: int, held: ExitStack) -> Item | None:
 
 
 def _lock_of(item: Item) -> str:
-    """The name of the lock in ``driven/`` that is held while an item is driven.
-
-    No lock of a model's record is called so, since their names have no ``@``.
-    """
+    """Its name in ``driven/``: no lock of a model's record has an ``@``."""
     return f"queue@{names.file_safe(item.model.lower())}.lock"
 
 

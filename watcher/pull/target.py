@@ -66,18 +66,12 @@ def url_of_store(host: Host, environment: Mapping[str, str]) -> str:
 
 
 def of_store(host: Host, settings: Settings, environment: Mapping[str, str]) -> Target:
-    """The target where the store was named, and no server: a pull is into that store.
-
-    Raises SettingsError for an ``OLLAMA_HOST`` that is no address.
-    """
+    """The target where only the store was named: a pull is into that. Raises SettingsError."""
     return find(url_of_store(host, environment), host, settings)
 
 
 def find(url: str, host: Host | None, settings: Settings) -> Target:
-    """The target of a server; `host` has the store that is taken for its own, if there is one.
-
-    `url`: "" where no server has that store.
-    """
+    """The target of a server (`url` "": of none), whose store is taken for that of `host`."""
     why = _why_not_its(url, host) if url else ""
     if why or host is None:
         return Target(url, settings, None, why, host)

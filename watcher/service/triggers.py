@@ -424,10 +424,7 @@ def _identity(path: str) -> tuple[int, int, int] | None:
 
 @contextlib.contextmanager
 def complaints(lost: Callable[[], None]) -> Iterator[None]:
-    """Keep what watchdog's threads report from stderr, and call `lost` from them where it matters.
-
-    That is where their queue was full, or one of them died. For the whole process.
-    """
+    """Keep what watchdog's threads report from stderr; call `lost` where events are lost."""
     before = threading.excepthook
 
     def died(died: threading.ExceptHookArgs) -> None:

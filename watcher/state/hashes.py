@@ -126,10 +126,7 @@ class Hashes:
         return found if found is not None and found.counts(name, self._boot) else None
 
     def blobs(self) -> Iterator[tuple[set[str], set[str]]]:
-        """Digests of blobs with the right hash, and names of those with another, file by file.
-
-        What is new comes first, and hides the rest.
-        """
+        """Digests with the right hash, and names with another: what is new, then file by file."""
         new = {name for name in self.new if names.is_blob(name)}
         right = {name for name in new if self.new[name].is_right(name)}
         on_disk = {name for name in right if self.new[name].counts(name, self._boot)}

@@ -254,17 +254,13 @@ def _seen_of(document: Mapping[str, Any]) -> Seen:
     return models, frozenset(map(_problem, document["problems"]))
 
 
-def _pair(first: Any, second: Any) -> tuple[Any, Any]:
-    return first, second
-
-
 def _exact(name: object) -> str:
     return names.from_exact(checks.text(name))
 
 
 _line = partial(checks.text, longest=_LONGEST_LINE)
-_manifest = row(_pair, checks.identity, checks.nanoseconds)
-_problem = row(_pair, checks.text, _exact)
+_manifest = row(lambda inode, at: (inode, at), checks.identity, checks.nanoseconds)
+_problem = row(lambda kind, path: (kind, path), checks.text, _exact)
 
 
 def _key(name: object) -> str:

@@ -8,10 +8,7 @@ _FIELDS = 6
 
 
 def holders(status: os.stat_result, proc: str = "/proc") -> tuple[int, ...]:
-    """The ids of the processes that are seen to hold a lock on a file.
-
-    None of other PID namespaces, nor on a file system of several devices (btrfs).
-    """
+    """Who is seen to lock a file: none of other PID namespaces, nor on btrfs."""
     wanted = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
     try:
         with open(f"{proc}/locks", encoding="ascii") as lines:

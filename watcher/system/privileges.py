@@ -153,10 +153,6 @@ def visibility() -> Iterator[None]:
         _set(now)
 
 
-def sees_all() -> bool:
-    return capabilities().permitted & VISIBILITY == VISIBILITY
-
-
 def capabilities() -> Capabilities:
     """The capabilities of this thread; none where the system has no such thing."""
     header = (ctypes.c_uint32 * 2)(_VERSION_3, 0)
