@@ -99,7 +99,6 @@ class Part(NamedTuple):
 
     @property
     def end(self) -> int:
-        """The first byte behind the part."""
         return self.offset + self.size
 
 
@@ -302,17 +301,14 @@ class Download:
 
     @property
     def allocated(self) -> int:
-        """Bytes on the disk, all entries together."""
         return sum(entry.allocated for entry in self.entries)
 
     @property
     def freed(self) -> int:
-        """Bytes that its removal gives back."""
         return sum(entry.freed for entry in self.entries)
 
     @property
     def writers(self) -> tuple[Holder, ...]:
-        """The processes that have one of its entries open for writing."""
         return tuple(holder for holder in self.holders if holder.writes)
 
     @property
@@ -354,8 +350,6 @@ class Subject(enum.StrEnum):
 
 
 class Need(enum.StrEnum):
-    """What the server has to do with it."""
-
     READ = "read"
     WRITE = "write"
     ENTER = "enter"  #: pass through a folder
@@ -439,8 +433,6 @@ class Nested(NamedTuple):
 
 
 class ManifestFault(enum.StrEnum):
-    """Why a file under ``manifests/`` is no use."""
-
     CORRUPT = "corrupt"
     UNREADABLE = "unreadable"
     MISPLACED = "misplaced"
@@ -531,8 +523,6 @@ class Sharing(NamedTuple):
 
 
 class Visibility(enum.StrEnum):
-    """How much of the machine's processes could be seen."""
-
     FULL = "full"
     NAMED = "named"
     PARTIAL = "partial"
@@ -557,8 +547,6 @@ class View(NamedTuple):
 
 
 class ServerState(enum.StrEnum):
-    """Where a server is in its life."""
-
     STARTING = "starting"
     ANSWERING = "answering"
     UNREACHABLE = "unreachable"  #: from here, for five minutes and more: counts as started
@@ -715,8 +703,6 @@ class Condition(enum.StrEnum):
 
 
 class Severity(enum.StrEnum):
-    """How much a finding matters."""
-
     INFO = "info"
     WARNING = "warning"
     ERROR = "error"
@@ -808,7 +794,6 @@ class Forecast(NamedTuple):
 
     @property
     def freed(self) -> int:
-        """Bytes that the deletions give back."""
         return sum(each.entry.freed for each in self.deletes)
 
 
@@ -865,8 +850,6 @@ class Action(NamedTuple):
 
 
 class RefusalKind(enum.StrEnum):
-    """Why something can't be done safely now."""
-
     HELD = "held"
     LIVE = "live"
     NOT_QUIET = "not_quiet"
@@ -947,7 +930,6 @@ class Plan(NamedTuple):
 
     @property
     def frees(self) -> int:
-        """Bytes that all actions together give back."""
         return sum(action.frees for action in self.actions)
 
     @property
@@ -971,8 +953,6 @@ class Result(enum.StrEnum):
 
 
 class Outcome(NamedTuple):
-    """What came of one action."""
-
     action: Action
     result: Result
     message: str
@@ -1018,8 +998,6 @@ Policy = Settings  #: the name of `Settings` until version 1
 
 
 class Rules(NamedTuple):
-    """What a run goes by."""
-
     settings: Settings = Settings()
     mode: Mode = Mode()
 

@@ -343,7 +343,6 @@ def _is_meant(blobs: int, meant: tuple[int, int], *, loose: bool) -> bool:
 
 
 def changed(name: str) -> ChangedError:
-    """The error for a file that is another one by now."""
     why = f"{names.printable(name)} has changed since it was looked at"
     return ChangedError(why, "look again, then try again")
 

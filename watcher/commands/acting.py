@@ -27,8 +27,6 @@ _LOOKS = reconcile.QUESTIONS | {ActionKind.REFRESH}  #: what is done by them rep
 
 
 class Request(NamedTuple):
-    """What an acting command was asked to do."""
-
     command: str
     mode: Mode
     named: tuple[str, ...] = ()  #: models and digests; empty: all

@@ -24,8 +24,6 @@ _CLEAN = "clean"  #: the one command of systemctl that nothing depends on
 
 
 class Step(NamedTuple):
-    """What becomes of one file."""
-
     name: str
     path: str
     kind: Kind

@@ -45,7 +45,6 @@ def pull_all(
 
 
 def display(context: Context) -> progress.Display:
-    """What shows pulls where the output of a command goes."""
     if context.json:
         return progress.JsonLines()
     if context.quiet:

@@ -9,16 +9,15 @@ from watcher.state.event_log import EventType
 
 
 class Row(NamedTuple):
-    """Everything that differs from kind to kind."""
-
     kind: ActionKind
     does: str  #: what it does, with the name of its subject
     event: EventType | None = None  #: the event once it is done; None where it has none of its own
-    command: tuple[str, ...] = ("repair",)  #: the words of the command that does it
+    command: str = "repair"  #: the command that does it
     of_download: bool = False  #: its subject is a digest whose download it changes
 
 
-_download = functools.partial(Row, of_download=True)
+_repairs = functools.partial(Row, event=EventType.DOWNLOAD_REPAIRED, of_download=True)
+_cleans = functools.partial(Row, event=EventType.PARTIAL_CLEANED, of_download=True)
 #: First what finds out, then what repairs, then what frees; times last, since they cover new
 #: progress files, too.
 TABLE = (
@@ -27,62 +26,37 @@ TABLE = (
     Row(
         ActionKind.PROVE,
         "compare the download of {} with the sums of its chunks",
-        command=("repair", "--prove"),
+        command="repair --prove",
     ),
-    _download(ActionKind.WRITE_SIDECARS, "repair the download of {}", EventType.DOWNLOAD_REPAIRED),
-    _download(
+    _repairs(ActionKind.WRITE_SIDECARS, "repair the download of {}"),
+    _repairs(
         ActionKind.GIVE_BACK,
         "give the download of {} back to the server",
-        EventType.DOWNLOAD_REPAIRED,
-        ("repair", "--give-back"),
+        command="repair --give-back",
     ),
-    _download(
-        ActionKind.TAKE_OVER,
-        "take over the server's download of {}",
-        EventType.DOWNLOAD_REPAIRED,
-        ("pull",),
-    ),
-    Row(
+    _repairs(ActionKind.TAKE_OVER, "take over the server's download of {}", command="pull"),
+    _repairs(
         ActionKind.FETCH_CHUNKS,
         "fetch what is wrong of the blob of {}",
-        EventType.DOWNLOAD_REPAIRED,
-        ("repair", "--fetch"),
+        command="repair --fetch",
+        of_download=False,
     ),
     Row(
         ActionKind.QUARANTINE_BLOB,
         "move the damaged blob of {} to quarantine",
         EventType.QUARANTINED,
     ),
-    Row(
-        ActionKind.RESTORE,
-        "restore {} from quarantine",
-        EventType.RESTORED,
-        ("quarantine", "restore"),
-    ),
-    Row(ActionKind.PURGE, "remove {} from quarantine", EventType.PURGED, ("quarantine", "purge")),
-    _download(
-        ActionKind.REMOVE_SURPLUS,
-        "remove redundant progress files of {}",
-        EventType.PARTIAL_CLEANED,
-    ),
-    _download(ActionKind.REMOVE_DOWNLOAD, "remove the download of {}", EventType.PARTIAL_CLEANED),
-    _download(
-        ActionKind.REMOVE_TRANSFER,
-        "remove ollama-watch's download of {}",
-        EventType.PARTIAL_CLEANED,
-        ("clean",),
-    ),
-    Row(
-        ActionKind.REMOVE_ORPHAN,
-        "remove the orphaned blob {}",
-        EventType.ORPHAN_REMOVED,
-        ("clean",),
-    ),
+    Row(ActionKind.RESTORE, "restore {} from quarantine", EventType.RESTORED, "quarantine restore"),
+    Row(ActionKind.PURGE, "remove {} from quarantine", EventType.PURGED, "quarantine purge"),
+    _cleans(ActionKind.REMOVE_SURPLUS, "remove redundant progress files of {}"),
+    _cleans(ActionKind.REMOVE_DOWNLOAD, "remove the download of {}"),
+    _cleans(ActionKind.REMOVE_TRANSFER, "remove ollama-watch's download of {}", command="clean"),
+    Row(ActionKind.REMOVE_ORPHAN, "remove the orphaned blob {}", EventType.ORPHAN_REMOVED, "clean"),
     Row(
         ActionKind.REMOVE_TEMPORARY,
         "remove the temporary file {}",
         EventType.TEMPORARY_REMOVED,
-        ("clean",),
+        "clean",
     ),
     Row(ActionKind.REFRESH, "protect {} from pruning", EventType.REFRESHED),
 )

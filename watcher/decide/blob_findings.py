@@ -159,7 +159,6 @@ def of_manifests(evidence: Evidence) -> Iterator[Finding]:
 
 
 def odd_manifest(odd: model.OddManifest, evidence: Evidence) -> Finding:
-    """The finding about a file that is no manifest in its place."""
     path, models = names.printable(odd.path), (odd.model,) if odd.model else ()
     who = odd.model or path
     finding = found(f"manifest_{odd.fault.value}", odd.path, who=who, path=path)

@@ -74,22 +74,14 @@ def _quiet(download: Download, latest: float, evidence: Evidence) -> float:
     return min([evidence.uptime - known.seen_at, *(age for age in ages if age >= 0)])
 
 
-def _why_ours(download: Download, evidence: Evidence) -> str:
-    """Why a transfer of ours goes on: a process has its lock."""
-    for holder in download.writers:
-        since = "" if holder.since is None else f" since {clock(holder.since, evidence.now)}"
-        return f"{holder.process} ({holder.pid or 'elsewhere'}) fetches it{since}"
-    return ""
-
-
 def _why_alive(download: Download, evidence: Evidence, quiet: float) -> str:
     """Why a pull of it may be running; "" where none is. `quiet`: seconds since it changed."""
-    if download.ours:
-        return _why_ours(download, evidence)
-    if download.writers:
-        first = download.writers[0]
+    for first in download.writers:
+        if download.ours:  # a process has its lock
+            since = "" if first.since is None else f" since {clock(first.since, evidence.now)}"
+            return f"{first.process} ({first.pid or 'elsewhere'}) fetches it{since}"
         return f"{first.process} ({first.pid}) has it open for writing{first.doubt}"
-    if quiet >= QUIET_SECONDS:
+    if download.ours or quiet >= QUIET_SECONDS:
         return ""
     ago = f"it changed {quiet:.0f} s ago"
     if evidence.servers:

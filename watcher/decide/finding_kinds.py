@@ -21,8 +21,6 @@ class Left(enum.Enum):
 
 
 class Row(NamedTuple):
-    """Everything that differs from kind to kind."""
-
     kind: str
     #: What it is, and what Ollama alone does: usual texts, with names of what is filled in.
     message: str

@@ -163,7 +163,6 @@ def path_of(evidence: Evidence, path: str) -> str:
 def of_store(
     evidence: Evidence, diagnosed: tuple[Diagnosed, ...], foreseen: model.Forecast, rules: Rules
 ) -> Iterator[Finding]:
-    """What is wrong with the store as a whole."""
     yield from _state(evidence)
     if foreseen.start_fails:
         yield found("store_start_fails", "")._replace(evidence="; ".join(foreseen.why[:3]))

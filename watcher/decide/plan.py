@@ -80,14 +80,14 @@ def _with_command(
     is_pulls = refused.action is model.ActionKind.TAKE_OVER  # which names its own way on
     if refused.command or is_pulls or not (root or waits):
         return refused
-    command, after = actions.row(refused.action).command, rules.settings.stale_after
+    command, after = actions.row(refused.action).command.split(), rules.settings.stale_after
     options = () if after == Settings().stale_after else ("--stale-after", f"{after:.0f}s")
     digest = names.parse_blob(refused.subject).digest or refused.subject
     stale = any(each.stale and each.digest == digest for each in diagnosed)
     if command[0] == "quarantine":
         words = (*command, refused.subject)
-    elif command == ("clean",):
-        words = (*command, *options)
+    elif command == ["clean"]:
+        words = ("clean", *options)
     elif stale and rules.mode.clean:
         words = ("clean", *options, names.short(digest))
     else:

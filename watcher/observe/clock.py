@@ -16,8 +16,6 @@ _MOST_MACHINES = 8  #: one that is forgotten begins as another machine
 
 
 class Reading(NamedTuple):
-    """The clocks of this machine now."""
-
     wall: float
     counted: float  #: seconds since the start `boot`
     boot: str

@@ -37,8 +37,6 @@ class Doubts(NamedTuple):
 
 
 class Limits(NamedTuple):
-    """How much may be read."""
-
     read_bytes: int | None = None  #: where the file system has no holes; None for no limit
     stop: Callable[[], bool] = lambda: False  #: says when to read no more for zeros
 

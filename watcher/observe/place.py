@@ -30,8 +30,6 @@ _GLOB_ITEM = r"[^\[\\]|\\.|\[\^?(?:(?:\\.|[^\]\\-])(?:-(?:\\.|[^\]\\-]))?)+\]"
 
 
 class Found(NamedTuple):
-    """A store's folder and how it was found."""
-
     path: str
     by: str
     foreign: ForeignLink | None = None  #: why nothing is changed; `path` is then the folder

@@ -15,8 +15,6 @@ Naming: TypeAlias = tuple[int, bool]
 
 
 class Manifest(NamedTuple):
-    """What of a manifest matters here."""
-
     named: dict[str, Naming]  #: by the digits of each digest that the server can load
     faults: tuple[str, ...]  #: why others can't be looked for
 

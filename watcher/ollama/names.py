@@ -84,7 +84,6 @@ def is_blob(name: str) -> bool:
 
 
 def blob(digest: str) -> str:
-    """The finished blob's file name."""
     return f"sha256-{digest}"
 
 
@@ -104,7 +103,6 @@ def transfer(digest: str) -> str:
 
 
 def sidecar(digest: str, number: int) -> str:
-    """The sidecar of part `number`."""
     return f"sha256-{digest}-partial-{number}"
 
 

@@ -72,7 +72,6 @@ def complement(ranges: Ranges, end: int) -> Ranges:
 
 
 def difference(first: Ranges, second: Ranges) -> Ranges:
-    """What lies in the first and not in the second."""
     if not first or not second:
         return first
     return intersection(first, complement(second, first[-1][1]))

@@ -31,8 +31,6 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How a model is pulled."""
-
     insecure: bool = False
     until_done: bool = False  #: retry temporary failures without limit
     verify: bool = False  #: also hash the layers that were on disk before
@@ -123,7 +121,6 @@ class Account:
         self.progress.expect(sizes, present)
 
     def finished(self, sizes: Mapping[str, int]) -> frozenset[str]:
-        """Those layers that are in the store."""
         with self.opened() as store:
             return frozenset() if store is None else scan.present(store, sizes)
 
@@ -217,7 +214,6 @@ class Account:
 
     @staticmethod
     def rest(seconds: float, cancelled: Callable[[], bool]) -> None:
-        """Wait so long, unless somebody stops it."""
         until = time.monotonic() + seconds
         while time.monotonic() < until and not cancelled():
             time.sleep(TICK_SECONDS)

@@ -30,8 +30,6 @@ _ALL_ON_DISK = frozenset({State.VERIFYING, State.WRITING_MANIFEST})
 
 
 class ByServer:
-    """Attempts through the server."""
-
     def __init__(self, account: Account, cancelled: Callable[[], bool]) -> None:
         self._account, self._cancelled = account, cancelled
         #: The layer of the last line, and when the last news came, on the monotonic clock.

@@ -60,8 +60,6 @@ class Reason(NamedTuple):
 
 
 class Trial(NamedTuple):
-    """What became of an item so far."""
-
     state: ItemState = ItemState.WAITING
     since: float = 0.0  #: when it got into that state
     runner: Runner | None = None
@@ -81,7 +79,6 @@ class Item(NamedTuple):
 
     @property
     def so_far(self) -> Trial:
-        """What became of it."""
         return self.trial or Trial()
 
     @property
@@ -89,7 +86,6 @@ class Item(NamedTuple):
         return self.so_far.state
 
     def due(self, now: float) -> bool:
-        """Whether it may start now."""
         waits = self.trial is None or self.trial.state in _WAIT
         return waits and self.ready_at is not None and self.ready_at <= now
 
@@ -103,8 +99,6 @@ class Queue(NamedTuple):
 
 
 class Result(enum.StrEnum):
-    """How a drive ended."""
-
     DONE = "done"
     STOPPED = "stopped"
     FAILED = "failed"

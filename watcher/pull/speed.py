@@ -31,8 +31,6 @@ def spread(rates: Collection[float]) -> Spread | None:
 
 
 class Meter:
-    """The speed of one download."""
-
     def __init__(
         self, time_constant: float = TIME_CONSTANT, stall_seconds: float = STALL_SECONDS
     ) -> None:

@@ -44,8 +44,6 @@ _FIRST_DAY = -62135510400.0  #: the second day of the year 1, seconds since the 
 
 
 class Tone(enum.Enum):
-    """How good the news of an event is."""
-
     PLAIN = enum.auto()
     GOOD = enum.auto()
     WARNING = enum.auto()

@@ -62,8 +62,6 @@ class NotRootsError(PermissionError):
 
 
 class Way(NamedTuple):
-    """Where a path leads."""
-
     real: str  #: the same without symlinks
     is_store: bool  #: whether the folder holds ``blobs`` or ``manifests``
     foreign: ForeignLink | None  #: the first symlink on the way that does not count, if any
