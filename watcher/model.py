@@ -617,15 +617,17 @@ class Caller(NamedTuple):
 
 
 class Tally(NamedTuple):
-    """Some files together, none of which has a second name."""
+    """Some files together, and what removing them gives back."""
 
     files: int = 0
     apparent: int = 0
     allocated: int = 0
+    freed: int = 0
 
     def plus(self, size: int, blocks: int) -> Self:
-        """With one file more, of so many bytes and blocks of the kernel's (of 512 bytes)."""
-        return type(self)(self.files + 1, self.apparent + size, self.allocated + blocks * 512)
+        """With one file more, of one name, of so many bytes and the kernel's blocks of 512."""
+        both = self.allocated + blocks * 512, self.freed + blocks * 512
+        return type(self)(self.files + 1, self.apparent + size, *both)
 
     def joined(self, other: Self) -> Self:
         return type(self)(*map(sum, zip(self, other, strict=True)))

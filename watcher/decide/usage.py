@@ -3,7 +3,6 @@
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import TypeAlias
 
 from watcher import model
@@ -18,34 +17,10 @@ _TRANSFER = re.compile(r"transfers/([0-9a-fA-F]{64})(?:/|$)")  #: a file of a tr
 _RANK = {kind: rank for rank, kind in enumerate(UseKind)}
 
 
-@dataclass(slots=True)
-class _Sum:
-    files: int = 0
-    apparent: int = 0
-    allocated: int = 0
-    freed: int = 0
-
-    def add(self, tally: Tally, *, freed: bool = True) -> None:
-        """`freed`: all names of these files are among those that are removed together."""
-        self.files += tally.files
-        self.apparent += tally.apparent
-        self.allocated += tally.allocated
-        self.freed += tally.allocated if freed else 0
-
-    @property
-    def sizes(self) -> Sizes:
-        return Sizes(self.apparent, self.allocated, self.freed)
-
-
 def usage(
     space: Space, diagnosed: Iterable[model.Diagnosed], census: model.BlobCensus | None = None
 ) -> tuple[tuple[Use, ...], Sizes]:
-    """What the space is used for, the largest use first, and all of it together.
-
-    Each model is there, one of 0 bytes, too. `census`: what a scan has found of the same blobs, so
-    that both agree. The allocated bytes of all uses add up to what ``du -s --block-size=1``
-    reports for the store.
-    """
+    """What the space is used for, the largest first, and all together: as ``du`` adds it up."""
     conditions = {each.download.key: each.condition for each in diagnosed}
     known: dict[str, _Key] = {}
     if census is not None:  # what the names of blobs alone do not show
@@ -53,14 +28,13 @@ def usage(
         for odd in census.odd:
             if odd.lies is not None:
                 known[odd.lies.path] = _of_models(odd.models)
-    total, sums = _Sum(), defaultdict[_Key, _Sum](_Sum)
-    sums.update({(UseKind.MODEL, name): _Sum() for name in space.every_model})
+    total, sums = Tally(), defaultdict[_Key, Tally](Tally)
+    sums.update({(UseKind.MODEL, name): Tally() for name in space.every_model})
     summed = [(_of_models(models), tally) for models, tally in space.blobs.items()]
-    summed.append(((UseKind.MANIFESTS, ""), space.manifests))
+    if space.manifests.files:
+        summed.append(((UseKind.MANIFESTS, ""), space.manifests))
     for key, tally in summed:
-        if tally.files:
-            total.add(tally)
-            sums[key].add(tally)
+        total, sums[key] = total.joined(tally), sums[key].joined(tally)
     several: dict[tuple[int, int], list[tuple[_Key, Entry]]] = defaultdict(list)
     for located in space.entries:
         entry = located.entry
@@ -68,21 +42,22 @@ def usage(
         if entry.links > 1 and entry.kind is not Kind.FOLDER:
             several[entry.identity].append((key, entry))
         else:
-            total.add(_one(entry))
-            sums[key].add(_one(entry))
+            total, sums[key] = total.joined(_one(entry)), sums[key].joined(_one(entry))
     for found in several.values():
         keys, entry = [key for key, _ in found], found[-1][1]
         key = min(keys, key=lambda key: (_RANK[key[0]], key[1]))
-        total.add(_one(entry), freed=len(keys) >= entry.links)
-        sums[key].add(_one(entry), freed=keys.count(key) >= entry.links)
-    uses = [Use(*key, each.files, each.sizes) for key, each in sums.items()]
+        # A file goes with the last of its names.
+        total = total.joined(_one(entry, goes=len(keys) >= entry.links))
+        sums[key] = sums[key].joined(_one(entry, goes=keys.count(key) >= entry.links))
+    uses = [Use(*key, each.files, Sizes(*each[1:])) for key, each in sums.items()]
     uses.sort(key=lambda use: (-use.sizes.allocated, _RANK[use.kind], use.name))
-    return tuple(uses), total.sizes
+    return tuple(uses), Sizes(*total[1:])
 
 
-def _one(entry: Entry) -> Tally:
+def _one(entry: Entry, *, goes: bool = True) -> Tally:
     # The length of a folder means nothing.
-    return Tally(1, 0 if entry.kind is Kind.FOLDER else entry.size, entry.allocated)
+    size = 0 if entry.kind is Kind.FOLDER else entry.size
+    return Tally(1, size, entry.allocated, entry.allocated if goes else 0)
 
 
 def _key(
