@@ -36,7 +36,7 @@ def fill(store: HealthyStore) -> None:
     store.file(HOSTILE)
     quarantine = store.ours / "quarantine"
     quarantine.mkdir(parents=True)
-    (quarantine / HOSTILE).write_text("kept")
+    (quarantine / f"1-{HOSTILE}").write_text("kept")
     for folder in (store.ours, quarantine):
         folder.chmod(0o700)
     logs = store.ours / "logs"
