@@ -20,7 +20,7 @@ from watcher.system import stopping, terminal
 #: Every command, as help lists them. Each is declared in the module of `commands` with its name.
 COMMANDS = {
     "Everyday": ("status", "audit", "pull", "repair", "clean", "df"),
-    "Upkeep": ("verify", "quarantine", "log", "queue", "reset"),
+    "Upkeep": ("verify", "quarantine", "log", "queue", "mirror", "reset"),
     "Service": ("daemon", "web", "service", "prepare", "config"),
     "Demo": ("demo",),
 }
@@ -34,6 +34,7 @@ NEAR = {
     "pull": "download get fetch",
     "verify": "hash",
     "log": "logs history events",
+    "mirror": "push upload",
     "daemon": "watch run serve",
     "web": "page dashboard http ui",
     "service": "install",

@@ -81,6 +81,15 @@ class Here:
         self.publish(self.fetch(options, **more))
         self.check()
 
+    def fill(self) -> None:
+        """Have the store hold the model, without a pull."""
+        for digest in {*self.model.digests, self.model.config}:
+            content = self.registry.content(digest)
+            blob = self.path / "blobs" / digest.replace(":", "-")
+            blob.write_bytes(content.read(0, content.size))
+        self.manifest.parent.mkdir(parents=True, exist_ok=True)
+        self.manifest.write_bytes(self.model.manifest)
+
     def check(self) -> None:
         for digest in {*self.model.digests, self.model.config}:
             blob = self.path / "blobs" / digest.replace(":", "-")

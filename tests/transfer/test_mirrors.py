@@ -80,13 +80,13 @@ def test_it_gets_three_seconds_to_connect(
     here: Here, mirror: Mirror, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[Request] = []
-    real = Client.get
+    real = Client.ask
 
-    async def get(self: Client, request: Request, sink: Sink | None = None) -> Answer:
+    async def ask(self: Client, request: Request, sink: Sink | None = None) -> Answer:
         asked.append(request)
         return await real(self, request, sink)
 
-    monkeypatch.setattr(Client, "get", get)
+    monkeypatch.setattr(Client, "ask", ask)
     here.pull(mirrors=(mirror.url,))
     found = {request.url.startswith(mirror.url): request.connect for request in asked}
     assert found == {True: 3.0, False: 15.0}

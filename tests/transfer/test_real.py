@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import http.client
 import json
 import os
 import shutil
 import socket
 import subprocess
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -18,14 +18,16 @@ import pytest
 from tests.pull.conftest import SERVERS
 from tests.pull.driven import POLICY, drive
 from tests.support.servers import Server
-from watcher.demo.registry import MANIFEST, Registry
+from watcher.demo.registry import Registry
 from watcher.model import MIB
 from watcher.observe.host import Host
 from watcher.ollama import ranges
 from watcher.pull.failures import Cause
 from watcher.pull.target import Target
+from watcher.transfer import values
+from watcher.transfer.push import Order, Push, Pushed
 
-from .driven import Background, Here, wait_for, with_options
+from .driven import QUICK, Background, Here, wait_for, with_options
 
 CONFIG = """\
 version: 0.1
@@ -58,35 +60,22 @@ def answers(port: int) -> bool:
         return asked.connect_ex(("127.0.0.1", port)) == 0
 
 
-def push(host: str, here: Here) -> None:
-    """Push the model there."""
-    base = "/v2/library/demo"
-    for digest in (*here.model.digests, here.model.config):
-        content = here.registry.content(digest)
-        status, headers = send(host, "POST", f"{base}/blobs/uploads/", b"")
-        assert status == 202
-        place = headers["location"].partition(host)[2]
-        mark = "&" if "?" in place else "?"
-        data = content.read(0, content.size)
-        status, _ = send(host, "PUT", f"{place}{mark}digest={digest.replace(':', '%3A')}", data)
-        assert status == 201
-    status, _ = send(host, "PUT", f"{base}/manifests/1b", here.model.manifest, MANIFEST)
-    assert status == 201
+def push(host: str, full: Here) -> Pushed:
+    """Push the model of a store that has it there."""
+    return Push(Order(str(full.path), full.name, f"http://{host}"), QUICK, full.events.append).run()
 
 
-def send(
-    host: str, method: str, path: str, data: bytes, kind: str = "application/octet-stream"
-) -> tuple[int, dict[str, str]]:
-    connection = http.client.HTTPConnection(host, timeout=30)
-    connection.request(method, path, data, {"Content-Type": kind})
-    answer = connection.getresponse()
-    answer.read()
-    connection.close()
-    return answer.status, {name.lower(): value for name, value in answer.getheaders()}
+@pytest.fixture
+def full(here: Here, tmp_path: Path) -> Here:
+    """Another store, which has the model."""
+    full = here.moved(tmp_path / "full")
+    (full.path / "blobs").mkdir(parents=True)
+    full.fill()
+    return full
 
 
-def test_a_model_arrives_from_a_real_plain_registry(here: Here, docker: str) -> None:
-    push(docker, here)
+def test_a_model_arrives_from_a_real_plain_registry(here: Here, full: Here, docker: str) -> None:
+    push(docker, full)
     here.model = dataclasses.replace(here.model, name=f"http://{docker}/library/demo:1b")
     target = Target("http://127.0.0.1:1", POLICY.settings, Host(str(here.path)))
     stopped = drive(target, here.model, cancelled=lambda: here.written_if_any() > MIB)
@@ -96,8 +85,10 @@ def test_a_model_arrives_from_a_real_plain_registry(here: Here, docker: str) -> 
 
 
 @pytest.mark.parametrize("is_there", [True, False])
-def test_a_real_plain_registry_is_a_mirror(here: Here, docker: str, is_there: bool) -> None:
-    push(docker, here)
+def test_a_real_plain_registry_is_a_mirror(
+    here: Here, full: Here, docker: str, is_there: bool
+) -> None:
+    push(docker, full)
     if not is_there:
         here.registry.close()
     settings = dataclasses.replace(POLICY.settings, mirrors=(f"http://{docker}",))
@@ -106,6 +97,40 @@ def test_a_real_plain_registry_is_a_mirror(here: Here, docker: str, is_there: bo
     here.check()
     assert not here.registry.stats()["bytes"]
     assert ("using the manifest of the mirror" in " ".join(seen.notes)) is not is_there
+
+
+def test_a_push_that_was_killed_goes_on_and_a_damaged_blob_is_not_taken(
+    full: Here, docker: str
+) -> None:
+    right = full.blob.read_bytes()
+    full.blob.write_bytes(right[:-1] + b"\0")
+    with pytest.raises(values.TransferError, match="checksum mismatch"):
+        push(docker, full)
+    full.blob.write_bytes(right)
+    done = push(docker, full)
+    assert {layer.digest: is_sent for layer, is_sent in done.layers}[full.digest]
+    assert (push(docker, full).is_new, done.is_new) == (False, True)
+
+
+def test_a_team_downloads_a_model_once(here: Here, docker: str, tmp_path: Path) -> None:
+    here.pull()
+    of_one_host = here.registry.stats()["bytes"]
+    push(docker, here)
+    settings = dataclasses.replace(POLICY.settings, mirrors=(f"http://{docker}",))
+    stores = [here.moved(tmp_path / str(number)) for number in range(5)]
+    for store in stores:
+        for name in ("blobs", "manifests"):
+            (store.path / name).mkdir(parents=True)
+
+    def pull(store: Here) -> Cause | None:
+        host = Host(str(store.path))
+        return drive(Target("http://127.0.0.1:1", settings, host), store.model).end.cause
+
+    with ThreadPoolExecutor(len(stores)) as pool:
+        assert [*pool.map(pull, stores)] == [None] * len(stores)
+    for store in stores:
+        store.check()
+    assert here.registry.stats()["bytes"] == of_one_host
 
 
 @pytest.fixture(params=SERVERS)

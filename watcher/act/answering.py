@@ -5,7 +5,6 @@ and nothing is changed; what was found out goes to the memory.
 """
 
 import contextlib
-import errno
 import os
 import threading
 import time
@@ -161,7 +160,7 @@ def _hashed(store: int, blobs: int, action: Action, progress: _Progress) -> Outc
     known = _sums(store, digest)
     whole = sums.Whole(with_sums=not known and entry.size >= sums.FROM)
     try:
-        fd = _opened(blobs, entry)
+        fd = fs.open_followed(entry.name, blobs)
         with fs.closing(fd):
             _read(fd, entry, whole, progress)
             if not _is_as_it_was(fd, blobs, entry):
@@ -182,15 +181,6 @@ def _hashed(store: int, blobs: int, action: Action, progress: _Progress) -> Outc
     mismatch = f"checksum mismatch: its hash is {names.short(sha256)}"
     message = "checksum verified" if sha256 == digest else mismatch
     return Outcome(action, Result.DONE, message, sha256=sha256, wrong=wrong)
-
-
-def _opened(blobs: int, entry: Entry) -> int:
-    try:
-        return fs.open_to_read(entry.name, blobs)
-    except OSError as error:
-        if error.errno != errno.ELOOP:
-            raise
-        return fs.open_behind(entry.name, blobs)  # a link is followed, as the server does
 
 
 def _read(fd: int, entry: Entry, whole: sums.Whole, progress: _Progress) -> None:
@@ -269,7 +259,10 @@ def _proved(store: int, action: Action, host: Host, progress: _Progress) -> Outc
         why = "its registry serves no sums of its chunks, so nothing was compared"
         return Outcome(action, Result.REFUSED, why)
     right, wrong = Ranges(), Ranges()
-    with folders.opened_blobs(store) as blobs, fs.closing(_opened(blobs, entry)) as fd:
+    with (
+        folders.opened_blobs(store) as blobs,
+        fs.closing(fs.open_followed(entry.name, blobs)) as fd,
+    ):
         written = parts.segments(fd, entry.size)
         for chunk in chunks:
             piece = ((chunk.start, chunk.end),)

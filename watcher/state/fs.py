@@ -95,6 +95,16 @@ def open_behind(name: str, parent: int) -> int:
         return open_quietly(f"/proc/self/fd/{seen}", os.O_RDONLY | os.O_NOCTTY, None)
 
 
+def open_followed(name: str, parent: int) -> int:
+    """A regular file's descriptor; a link is followed, as the server does. Raises OSError."""
+    try:
+        return open_to_read(name, parent)
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        return open_behind(name, parent)
+
+
 def check_link(name: str, parent: int, behind: os.stat_result) -> None:
     """Keep root, as the kernel keeps others, from following what may be somebody's symlink."""
     if os.geteuid() != 0:

@@ -136,7 +136,7 @@ def as_owner(store: str) -> str:
 
 def changes(words: tuple[str, ...]) -> bool:
     """Whether a command of ours changes something in the store."""
-    reads = {"", "audit", "df", "status", "log", "config", "demo", "web"}
+    reads = {"", "audit", "df", "status", "log", "config", "demo", "web", "mirror"}
     reads |= {"quarantine ls", "queue ls"}
     return reads.isdisjoint((" ".join(words[:1]), " ".join(words[:2])))
 

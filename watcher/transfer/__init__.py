@@ -5,5 +5,7 @@ a ledger of what has arrived. After a kill, a power cut, a full disk or a lost c
 continues where it stopped. It gets its name in ``blobs/`` once its hash is right, and the manifest
 comes last.
 
-Others use `model.Transfer`, `taking_over`, `publication`, `store.opened` and `values`.
+`push` goes the other way: from a store to a mirror.
+
+Others use `model.Transfer`, `push.Push`, `taking_over`, `publication`, `store.opened` and `values`.
 """

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import hashlib
+import netrc
 import os
 import pwd
 import re
@@ -18,6 +19,9 @@ from typing import NamedTuple
 from urllib.parse import urlencode, urlsplit
 
 import orjson
+
+from watcher.ollama import server
+from watcher.transfer.values import Cause, TryError
 
 _PARAMETER = re.compile(r'([A-Za-z]+)="([^"]*)"')
 _LONGEST_TOKEN = 64 * 1024
@@ -50,6 +54,35 @@ def usual_key() -> str:
     paths = [os.path.join(home, ".ollama", "id_ed25519") for home in homes]
     readable = (path for path in paths if os.access(path, os.R_OK, effective_ids=True))
     return next(readable, paths[-1])
+
+
+def usual_logins() -> str:
+    """The path of this user's file of logins, whether it is there or not."""
+    return os.environ.get("NETRC") or os.path.expanduser("~/.netrc")
+
+
+def login(url: str, logins: str) -> str:
+    """The ``Authorization`` that a file of logins (netrc) has for the host of a URL; "" for none.
+
+    Only for https and for this machine: anybody on the way could read it. Raises TryError.
+    """
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    if not logins or (parts.scheme != "https" and not server.is_loopback(host)):
+        return ""
+    try:
+        found = netrc.netrc(logins).authenticators(host)
+    except FileNotFoundError:
+        return ""
+    except (OSError, netrc.NetrcParseError) as error:
+        # Its own words could quote a password.
+        why = f"line {error.lineno}" if isinstance(error, netrc.NetrcParseError) else error.strerror
+        text = f"{host} wants a login, and {logins} can't be read: {why}"
+        raise TryError(text, Cause.NOT_ALLOWED, final=True) from None
+    if found is None:
+        return ""
+    word = f"{found[0]}:{found[2]}"
+    return f"Basic {base64.b64encode(word.encode()).decode()}"
 
 
 class NoKeyError(Exception):

@@ -10,8 +10,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import math
 from collections.abc import Callable, Iterator
-from typing import NamedTuple, Protocol, Self
+from typing import Any, NamedTuple, Protocol, Self
 from urllib.parse import urlsplit
 
 import pycurl
@@ -29,8 +30,21 @@ _BUFFER = 256 * 1024
 _NO_PASSWORD = "response 407"  # noqa: S105 - no password
 
 
+class Body(Protocol):
+    """What is sent."""
+
+    #: Bytes.
+    size: int
+
+    def begin(self) -> None:
+        """Begin with the first byte, perhaps again."""
+
+    def read(self, size: int) -> bytes:
+        """Give the next bytes. What it raises ends the request, and is raised there."""
+
+
 class Request(NamedTuple):
-    """A GET."""
+    """A GET, unless it says otherwise."""
 
     url: str
     headers: tuple[str, ...] = ()
@@ -46,6 +60,9 @@ class Request(NamedTuple):
     seconds: float = 30.0
     #: Seconds to connect at most.
     connect: float = 15.0
+    method: str = "GET"
+    #: What is sent; with it `seconds` is how long nothing may move.
+    body: Body | None = None
 
 
 class Answer(NamedTuple):
@@ -92,12 +109,12 @@ class Client:
             self._loop.remove_reader(fd)
             self._loop.remove_writer(fd)
 
-    async def get(self, request: Request, sink: Sink | None = None) -> Answer:
+    async def ask(self, request: Request, sink: Sink | None = None) -> Answer:
         """Ask, and hand the body to `sink` if that wants it. Raises TryError, and what it raises.
 
         Canceled, it closes the connection.
         """
-        exchange = _Exchange(sink, request.limit)
+        exchange = _Exchange(sink, request)
         with self._handle(request, exchange) as handle:
             ended = self._under_way[handle] = self._loop.create_future()
             self._multi.add_handle(handle)
@@ -117,7 +134,7 @@ class Client:
         handle = pycurl.Curl()
         exchange.go_on_in = functools.partial(self._go_on_in, handle)
         host = urlsplit(request.url).netloc.rpartition("@")[2]
-        options = {
+        options: dict[int, Any] = {
             pycurl.URL: request.url,
             pycurl.HTTPHEADER: ["Accept-Encoding: identity", *request.headers],
             pycurl.USERAGENT: "ollama-watch",
@@ -139,8 +156,21 @@ class Client:
         }
         if request.range is not None:
             options[pycurl.RANGE] = f"{request.range[0]}-{request.range[1] - 1}"
-        if exchange.sink is None:
+        if request.body is not None:
+            request.body.begin()
+            options |= {
+                pycurl.UPLOAD: 1,
+                pycurl.INFILESIZE_LARGE: request.body.size,
+                pycurl.READFUNCTION: exchange.give_body,
+                pycurl.LOW_SPEED_LIMIT: 1,
+                pycurl.LOW_SPEED_TIME: math.ceil(request.seconds),
+            }
+        elif exchange.sink is None:
             options[pycurl.TIMEOUT_MS] = int(1000 * request.seconds)
+        if request.method == "HEAD":
+            options[pycurl.NOBODY] = 1
+        elif request.method != "GET":
+            options[pycurl.CUSTOMREQUEST] = request.method
         try:
             for option, value in options.items():
                 handle.setopt(option, value)
@@ -207,11 +237,11 @@ class Client:
 class _Exchange:
     """One answer as it comes in."""
 
-    def __init__(self, sink: Sink | None, limit: int) -> None:
-        self.sink, self._limit = sink, limit
+    def __init__(self, sink: Sink | None, request: Request) -> None:
+        self.sink, self._limit, self._sent = sink, request.limit, request.body
         self.head = Head(0, {})
         self.body = bytearray()
-        #: What the sink has raised.
+        #: What the sink, or the body that is sent, has raised.
         self.raised: BaseException | None = None
         #: Called where the body has to wait, with the seconds.
         self.go_on_in: Callable[[float], None] = lambda _: None
@@ -228,6 +258,15 @@ class _Exchange:
             name, _, value = text.partition(":")
             headers = {**self.head.headers, name.strip().lower(): value.strip()}
             self.head = self.head._replace(headers=headers)
+
+    def give_body(self, size: int) -> bytes | int:
+        """The next bytes that are sent."""
+        assert self._sent is not None
+        try:
+            return self._sent.read(size)
+        except BaseException as error:
+            self.raised = error
+            return pycurl.READFUNC_ABORT
 
     def take_body(self, data: bytes) -> int:
         """How many bytes were taken; fewer than there are end the request."""

@@ -194,7 +194,7 @@ class Connections:
         fresh, connection.is_fresh = connection.is_fresh, False
         request = self._registry.request(address, piece.at, piece.end, fresh=fresh)
         flow = connection.flow = Flow(fetch.ledger, piece, self.bell, self._bucket, _now())
-        connection.asked = asyncio.ensure_future(self._client.get(request, flow))
+        connection.asked = asyncio.ensure_future(self._client.ask(request, flow))
         try:
             answer = await connection.asked
         except asyncio.CancelledError:

@@ -95,10 +95,11 @@ class Transfer:
     def _asking(self, target: Store) -> Iterator[tuple[Connections, Registry]]:
         """What asks the registry, and fetches from it. Raises TransferError without pycurl."""
         try:
+            from watcher.transfer.asking import Access
             from watcher.transfer.client import Client
             from watcher.transfer.connections import Connections
             from watcher.transfer.growth import bounds
-            from watcher.transfer.registry import Access, Registry
+            from watcher.transfer.registry import Registry
         except ImportError as error:
             raise TransferError(
                 f"pycurl can't be loaded: {error}",

@@ -9,65 +9,35 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import time
 from collections import Counter
-from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from watcher.ollama import manifests, names, server
 from watcher.ollama import registry as answered
 from watcher.ollama.names import ModelName
 from watcher.state import sums
-from watcher.transfer import answers, auth, mirrors, redirects
+from watcher.transfer import answers, asking, mirrors
+from watcher.transfer.asking import Access, Asker
 from watcher.transfer.client import Answer, Client, Request
 from watcher.transfer.mirrors import Mirrors
-from watcher.transfer.values import (
-    Address,
-    BusyError,
-    Cause,
-    Emit,
-    Layer,
-    Noticed,
-    TryError,
-)
+from watcher.transfer.values import Address, Cause, Emit, Layer, Noticed, TryError
 
-_MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
 #: One wrong answer is anybody's.
 _SURE = 3
-_GONE = frozenset({404, 410})
-_LATER = frozenset({429, 503})
-#: Refusals that may pass: a request that took too long, or came too early.
-_PASSING = frozenset({408, 425})
-
-
-class Access(NamedTuple):
-    """How a registry is asked."""
-
-    #: Take unknown certificates.
-    insecure: bool = False
-    #: By http, for who asks for both; this machine's own registries are asked so anyway.
-    plain: bool = False
-    #: The key that signs for tokens; "" for none.
-    key: str = ""
-    stall: float = 30.0
-    #: The addresses of mirrors.
-    mirrors: tuple[str, ...] = ()
 
 
 class Registry:
     """The registry of one model."""
 
     def __init__(self, client: Client, model: ModelName, access: Access, emit: Emit) -> None:
-        self._client, self._access, self._emit = client, access, emit
         plain = server.is_loopback(model.host) or (access.insecure and access.plain)
         scheme = "http" if plain else "https"
-        self._model = model
+        self._asker = Asker(client, f"{scheme}://{model.host}", access)
+        self._model, self._emit = model, emit
         self._path = f"/v2/{model.namespace}/{model.model}"
-        self._origin = f"{scheme}://{model.host}"
-        self._mirrors = Mirrors(self._unknown, access.mirrors, emit)
+        self._mirrors = Mirrors(self._asker.ask_unknown, access.mirrors, emit)
         #: Digests of which a mirror has sent wrong bytes.
         self._own_only: set[str] = set()
-        self._token = ""
         self._addresses: dict[str, Address] = {}
         #: How often in a row a layer was missing or had another size, where it was asked for anew.
         self._refused = Counter[str]()
@@ -82,7 +52,7 @@ class Registry:
         """The bytes of the manifest, verbatim. Raises TryError."""
         request = Request(
             f"{self._path}/manifests/{self._model.tag}",
-            (f"Accept: {_MANIFEST}",),
+            (f"Accept: {asking.MANIFEST}",),
             limit=manifests.READ_LIMIT,
         )
         try:
@@ -189,8 +159,8 @@ class Registry:
 
     def request(self, address: Address, start: int, end: int, *, fresh: bool = False) -> Request:
         """The request for a range of bytes at an address."""
-        headers = self._authorization() if address.is_own else ()
-        asked = self._as_asked(Request(address.url, headers, (start, end), fresh=fresh))
+        headers = self._asker.authorization() if address.is_own else ()
+        asked = self._asker.as_asked(Request(address.url, headers, (start, end), fresh=fresh))
         return asked._replace(connect=mirrors.CONNECT_SECONDS) if address.mirror else asked
 
     async def _ask(self, layer: Layer) -> Address:
@@ -211,7 +181,7 @@ class Registry:
             raise self._other_size(layer, answer) or wrong_answer(address.url, fault, answer)
         if fault:
             failure = self.failure(answer, address)
-            if answer.head.status in _GONE and self._is_sure(layer):
+            if answer.head.status in asking.GONE and self._is_sure(layer):
                 raise TryError(str(failure), Cause.NO_SUCH_MODEL, final=True)
             raise failure
         del self._refused[layer.digest]
@@ -233,91 +203,14 @@ class Registry:
 
     async def _followed(self, request: Request) -> tuple[Address, Answer]:
         """The registry's answer at the end of a few redirects, and where that is."""
-
-        async def ask(request: Request) -> Answer:
-            is_own = self._is_own(request.url)
-            return await (self._authorized(request) if is_own else self._unknown(request))
-
-        own = request._replace(url=self._origin + request.url)
-        url, answer = await redirects.followed(ask, own)
-        return Address(url, self._is_own(url)), answer
-
-    def _is_own(self, url: str) -> bool:
-        return redirects.origin(url) == redirects.origin(self._origin)
-
-    async def _unknown(self, request: Request) -> Answer:
-        """The answer of somebody who gets no credentials."""
-        return await self._client.get(self._as_asked(request))
-
-    def _as_asked(self, request: Request) -> Request:
-        return request._replace(insecure=self._access.insecure, seconds=self._access.stall)
-
-    # ------------------------------------------------------------ tokens
-
-    async def _authorized(self, request: Request) -> Answer:
-        """The registry's answer; with a token, where it wants one."""
-        answer = await self._with_token(request)
-        if answer.head.status == 401:
-            asked = auth.challenge(answer.head.headers.get("www-authenticate", ""))
-            for is_signed in (False, True):
-                if asked is None or not await self._renew(asked, is_signed=is_signed):
-                    break
-                answer = await self._with_token(request)
-                if answer.head.status != 401:
-                    break
-        return answer
-
-    async def _with_token(self, request: Request) -> Answer:
-        headers = (*request.headers, *self._authorization())
-        return await self._client.get(self._as_asked(request._replace(headers=headers)))
-
-    def _authorization(self) -> tuple[str, ...]:
-        return (f"Authorization: Bearer {self._token}",) if self._token else ()
-
-    async def _renew(self, asked: auth.Challenge, *, is_signed: bool) -> bool:
-        """Get a token; False where this registry gives none this way. Raises TryError."""
-        self._token = ""
-        asked = asked._replace(realm=redirects.referred(self._origin, asked.realm))
-        url, headers = asked.address(), tuple[str, ...]()
-        if is_signed:
-            if urlsplit(asked.realm).hostname != urlsplit(self._origin).hostname:
-                return False  # a signature is for the registry alone
-            try:
-                url, signature = auth.signed(asked, self._access.key)
-            except auth.NoKeyError as error:
-                text = f"{self._model.host} wants a signature, and {error}"
-                raise TryError(text, Cause.NOT_ALLOWED, final=True) from None
-            headers = (f"Authorization: {signature}",)
-        answer = await self._client.get(self._as_asked(Request(url, headers, limit=128 * 1024)))
-        if answer.head.status in _LATER or answer.head.status >= 500:
-            raise self.failure(answer)
-        self._token = auth.token(answer.body) if answer.head.status == 200 else ""
-        # Where the first way gives nothing, the second one is tried, too.
-        return bool(self._token) or not is_signed
-
-    # ------------------------------------------------------------ failures
+        url, answer = await self._asker.followed(request)
+        return Address(url, self._asker.is_own(url)), answer
 
     def failure(self, answer: Answer, address: Address | None = None) -> TryError:
         """What an answer that is not the wanted one means. `address`: where a layer was asked."""
-        status, host = answer.head.status, self._model.host
-        is_own = address is None or address.is_own
-        if address is not None and not is_own:
-            host = str(urlsplit(address.url).hostname)
-        words = answers.words(answer.body)
-        text = f"{host} answers {status}" + (f": {words}" if words else "")
-        if status in _LATER:
-            return BusyError(text, answers.retry_after(answer.head, time.time()))
-        if not is_own:
-            return TryError(text)  # a new address may do better
-        if status in _GONE:
-            return TryError(text, Cause.NO_SUCH_MODEL, final=True)
-        if status == 412:
-            return TryError(text, Cause.NEWER_OLLAMA, final=True)
-        if status in (401, 403):
-            return TryError(text, Cause.NOT_ALLOWED, final=True)
-        is_refused = 400 <= status < 500 and status not in _PASSING
-        cause = Cause.NETWORK if status >= 500 else Cause.WRONG_ANSWER
-        return TryError(text, cause, final=is_refused)
+        if address is None or address.is_own:
+            return asking.failure(self._model.host, answer)
+        return asking.failure(str(urlsplit(address.url).hostname), answer, is_own=False)
 
 
 def wrong_answer(url: str, fault: str, answer: Answer) -> TryError:

@@ -15,6 +15,7 @@ from typing import NamedTuple
 from watcher.observe import parts
 from watcher.observe.blobs import QUARANTINE
 from watcher.ollama import names, ranges
+from watcher.ollama.manifests import READ_LIMIT
 from watcher.ollama.names import ModelName
 from watcher.state import folders, fs, state_folder, sums, transfers
 from watcher.state.sums import Chunks
@@ -300,6 +301,18 @@ def opened(path: str) -> Iterator[Store]:
                 Cause.OTHER_DISK,
             )
         yield Store(path, store, blobs, ours)
+
+
+def manifest(store: int, model: ModelName) -> bytes:
+    """The manifest that a store has of a model, byte for byte. Raises OSError."""
+    with contextlib.ExitStack() as held:
+        at = store
+        for part in ("manifests", *model[:-1]):
+            part, above = _spelled(part, at), at
+            at = held.enter_context(fs.opened_folder(part, above, follow=True))
+            fs.check_link(part, above, os.fstat(at))
+        with fs.closing(fs.open_behind(_spelled(model.tag, at), at)) as fd:
+            return fs.read_open(fd, READ_LIMIT + 1)
 
 
 def _owner(folder: int) -> tuple[int, int]:

@@ -71,7 +71,7 @@ def secure(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
 def ask(url: str, *, insecure: bool = False) -> bytes:
     async def go() -> bytes:
         with Client(1) as client:
-            return (await client.get(Request(url, insecure=insecure))).body
+            return (await client.ask(Request(url, insecure=insecure))).body
 
     return asyncio.run(go())
 

@@ -26,7 +26,7 @@ class Silent:
     def request(self, *_: Any, **__: Any) -> None:
         pass
 
-    async def get(self, *_: Any) -> None:
+    async def ask(self, *_: Any) -> None:
         await asyncio.Event().wait()
 
 
