@@ -207,6 +207,8 @@ _FRAGMENT = (
 )
 #: What stands behind the ``?`` of a URL may be a signature that opens it.
 _QUERY = rf"({_SCHEME}[^\s\"'?]*\?)[^\s\"']+"
+#: Of a longer text nobody reads the rest, and the patterns would take minutes for it.
+_LONGEST_TEXT = 4096
 
 
 def without_credentials(text: str) -> str:
@@ -216,6 +218,9 @@ def without_credentials(text: str) -> str:
 
 def without_secrets(text: str) -> str:
     """A text of a server or a registry, which may quote any of their addresses, and how."""
+    if len(text) > _LONGEST_TEXT:
+        text = text[:_LONGEST_TEXT]
+        text = text.rpartition(" ")[0] or text  # half a word may be half a secret
     text = re.sub(_FRAGMENT, r"\1...", text)
     if "@" in text:
         text = re.sub(_BARE, _HIDDEN, without_credentials(re.sub(_QUOTED, _inside, text)))

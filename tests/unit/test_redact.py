@@ -62,3 +62,8 @@ def test_a_server_s_address_has_none(host: str) -> None:
     with pytest.raises(ValueError, match="without a user") as raised:
         environment.server_url(host)
     assert SECRET not in str(raised.value)
+
+
+def test_a_text_of_megabytes_takes_no_longer_than_its_beginning() -> None:
+    """As a registry may send one, and a server pass it on. All of it would take hours."""
+    assert SECRET not in without_secrets(f"no: http://me:{SECRET}@host " + "https://" * (1 << 20))

@@ -18,6 +18,10 @@ from watcher.ollama import ranges
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,19})-([0-9]{1,19})/([0-9]{1,19})")
 _TAGS = re.compile(r"<(script|style)\b.*?</\1>|<[^>]*>", re.DOTALL | re.IGNORECASE)
 _WORDS = 120
+#: So much of a body is looked at for them.
+_LOOKED_AT = 4096
+#: What opens something, as a body may quote it of the request.
+_SECRET = re.compile(r"(\bbearer |(?:sig|signature|credential|token)=)\S+", re.IGNORECASE)
 #: Nobody waits for longer because an answer says so.
 _LONGEST_WAIT = 3600.0
 
@@ -61,13 +65,14 @@ def total(head: Head) -> int | None:
 
 def words(body: bytes) -> str:
     """The first words of a body, as an error quotes them; "" where it is no text."""
-    text = body.decode("utf-8", "replace")
+    text = body[:_LOOKED_AT].decode("utf-8", "replace")
     odd = sum(char == "\ufffd" or not (char.isprintable() or char.isspace()) for char in text)
     if odd > len(text) / 10:
         return ""
     text = _message(body) or _TAGS.sub(" ", text)
+    text = text[:_LOOKED_AT]
     text = " ".join("".join(char if char.isprintable() else " " for char in text).split())
-    text = without_secrets(text)
+    text = _SECRET.sub(r"\1...", without_secrets(text))
     return text if len(text) <= _WORDS else f"{text[:_WORDS]}…"
 
 

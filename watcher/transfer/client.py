@@ -239,7 +239,8 @@ class _Exchange:
 
     def __init__(self, sink: Sink | None, request: Request) -> None:
         self.sink, self._limit, self._sent = sink, request.limit, request.body
-        self.head = Head(0, {})
+        self._headers: dict[str, str] = {}
+        self.head = Head(0, self._headers)
         self.body = bytearray()
         #: What the sink, or the body that is sent, has raised.
         self.raised: BaseException | None = None
@@ -253,11 +254,12 @@ class _Exchange:
         text = line.decode("latin-1").strip()
         if text.startswith("HTTP/"):
             status = text.split(" ", 2)[1:2]
-            self.head = Head(int(status[0]) if status and status[0].isdecimal() else 0, {})
+            self._headers = {}
+            code = int(status[0]) if status and status[0].isdecimal() else 0
+            self.head = Head(code, self._headers)
         elif ":" in text:
             name, _, value = text.partition(":")
-            headers = {**self.head.headers, name.strip().lower(): value.strip()}
-            self.head = self.head._replace(headers=headers)
+            self._headers[name.strip().lower()] = value.strip()
 
     def give_body(self, size: int) -> bytes | int:
         """The next bytes that are sent."""

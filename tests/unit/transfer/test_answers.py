@@ -73,11 +73,21 @@ def test_words_are_short_and_printable(body: bytes) -> None:
         (b"<Error><Code>ExpiredRequest</Code></Error>", "ExpiredRequest"),
         (b"see https://cdn/x?X-Amz-Signature=abc", "see https://cdn/x?..."),
         (b"http://me:secret@proxy/ said no", "http://***@proxy/ said no"),
+        (b"no /x?X-Amz-Signature=abc here", "no /x?X-Amz-Signature=... here"),
+        (b"you sent Authorization: Bearer abc", "you sent Authorization: Bearer ..."),
         (b"", ""),
     ],
 )
 def test_the_first_words_of_a_body(body: bytes, words: str) -> None:
     assert answers.words(body) == words
+
+
+@pytest.mark.parametrize("start", [b"", b'{"error":"'])
+@pytest.mark.parametrize("word", [b"<script ", b"<", b"https://", b"http://a:"])
+def test_a_huge_body_takes_no_longer_than_its_first_words(word: bytes, start: bytes) -> None:
+    """Looked at as a whole, each would take longer than anybody waits."""
+    body = start + word * (1 << 20) + b'"}' * bool(start)
+    assert len(answers.words(body)) <= 121
 
 
 @pytest.mark.parametrize(
