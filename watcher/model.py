@@ -16,6 +16,7 @@ from watcher.config import Settings
 Ranges: TypeAlias = tuple[tuple[int, int], ...]  #: ``[start, end)``: sorted, disjoint, not touching
 
 MIB = 1 << 20
+UNREADABLE = "0" * 64  #: in place of the hash of a file that the disk can't give back as a whole
 HOUR = 3600.0
 DAY = 24 * HOUR
 

@@ -20,8 +20,9 @@ from tests.support.servers import EngineServer
 from watcher import reconcile
 from watcher.act import answering
 from watcher.demo.registry import Registry
-from watcher.model import Action, ActionKind, Result
+from watcher.model import Action, ActionKind, Ranges, Result
 from watcher.observe.host import Host
+from watcher.state.event_log import EventType
 
 from .scenes import finished
 
@@ -52,9 +53,9 @@ def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     names: list[str] = []
     real = answering._read
 
-    def note(fd: int, entry: Any, *words: Any) -> None:
+    def note(fd: int, entry: Any, *words: Any) -> Ranges:
         names.append(entry.name)
-        real(fd, entry, *words)
+        return real(fd, entry, *words)
 
     monkeypatch.setattr(answering, "_read", note)
     return names
@@ -105,7 +106,7 @@ def test_a_limit_of_time_ends_it_and_it_goes_on(store: HealthyStore) -> None:
     assert verify(store, "--max-duration", "1s")[1]["outcomes"] == []
 
 
-def test_a_disk_that_can_not_read_is_reported_with_the_offset(
+def test_what_the_disk_can_not_give_back_is_damage_with_its_range(
     store: HealthyStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = store.blobs / f"sha256-{store.digests[0]}"
@@ -121,10 +122,17 @@ def test_a_disk_that_can_not_read_is_reported_with_the_offset(
 
     monkeypatch.setattr(os, "preadv", failing)
     report = one_run(Host(str(store.path)), VERIFY)
-    (failed,) = [each for each in report.outcomes if each.result is Result.FAILED]
-    assert failed.action.expects[0].name == path.name
-    assert str(2 * answering._READ) in failed.message
-    assert sum(each.sha256 is not None for each in report.outcomes) == 1, "the others are done"
+    (finding,) = [each for each in report.diagnosis.findings if each.kind == "blob_corrupt"]
+    assert finding.path == f"blobs/{path.name}"
+    assert finding.wrong == ((2 * answering._READ, 2 * answering._READ + 4096),)
+    assert "can't give all of it back; damaged: 4.1 kB" in finding.evidence
+    (told,) = [each for each in report.events if each.event_type == EventType.BLOB_CORRUPT]
+    assert f"starting at byte {2 * answering._READ:,}" in told.message
+    assert "hashed" not in told.details
+    monkeypatch.undo()  # a disk may give it back another time
+    report = one_run(Host(str(store.path)), VERIFY)
+    (finding,) = [each for each in report.diagnosis.findings if each.kind == "blob_corrupt"]
+    assert "its hash is sha256-" in finding.evidence, "it was read again"
 
 
 def test_a_file_that_changes_while_it_is_hashed_is_not_remembered(

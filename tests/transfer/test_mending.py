@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +16,14 @@ import pytest
 from rich.filesize import decimal
 
 from tests.support.driving import Daemon, audit, command, environment, run
+from watcher.config import Settings
+from watcher.decide import modes
 from watcher.demo.registry import Fault, Manners, Registry
-from watcher.model import MIB
+from watcher.model import MIB, Ranges, Result
+from watcher.observe.host import Host
+from watcher.reconcile import Reconciler, Report
 from watcher.state import sums
+from watcher.transfer.mending import Mender
 
 from .driven import Here, wait_for
 
@@ -65,6 +72,55 @@ def check_right(here: Here) -> None:
     done = run(here.path, "verify")
     assert "0 read" in done.stdout or done.returncode == 0, done.stdout
     assert not audit(here.path)["findings"]
+
+
+@pytest.fixture
+def rotten(here: Here, monkeypatch: pytest.MonkeyPatch) -> Ranges:
+    """Three sectors of the layer that the disk can't give back: the range of their bytes."""
+    meant, low = here.blob.stat(), 5 * CHUNK + 4096
+    high = low + 3 * 4096
+    preadv, copy = os.preadv, os.copy_file_range
+
+    def most(fd: int, at: int, count: int) -> int:
+        """So much can be read from there on, as a kernel does it."""
+        if not os.path.samestat(os.fstat(fd), meant) or at >= high or at + count <= low:
+            return count
+        if at >= low:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return low - at
+
+    def failing_preadv(fd: int, buffers: list[memoryview], at: int) -> int:
+        return preadv(fd, [buffers[0][: most(fd, at, len(buffers[0]))]], at)
+
+    def failing_copy(source: int, fd: int, count: int, at: int, to: int) -> int:
+        return copy(source, fd, most(source, at, count), at, to)
+
+    monkeypatch.setattr(os, "preadv", failing_preadv)
+    monkeypatch.setattr(os, "copy_file_range", failing_copy)
+    return ((low, high),)
+
+
+def repaired(here: Here) -> Report:
+    """What a repair that fetches comes to in this process."""
+    host = Host(str(here.path))
+    mender = Mender(host, Settings())
+    host = replace(host, fetch=mender.fetch, sums=mender.sums)
+    return Reconciler(host, Settings()).reconcile(modes.REPAIR._replace(fetch=True))
+
+
+@pytest.mark.parametrize("has_sums", [True, False])
+def test_what_the_disk_can_not_give_back_costs_its_chunk_or_itself(
+    here: Here, rotten: Ranges, has_sums: bool
+) -> None:
+    if not has_sums:
+        here.registry.manners = Manners()
+    report = Reconciler(Host(str(here.path)), Settings()).reconcile(modes.VERIFY)
+    (finding,) = report.diagnosis.findings
+    assert finding.wrong == rotten
+    assert {each.result for each in repaired(here).outcomes} == {Result.DONE}
+    # By sums, what is copied in one go with it comes again, too.
+    assert here.served <= (sums.CHUNK if has_sums else 3 * 4096) + 1
+    check_right(here)
 
 
 def test_a_flipped_byte_costs_its_chunk(here: Here) -> None:

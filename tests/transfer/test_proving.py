@@ -135,3 +135,18 @@ def test_it_is_refused_with_the_reason(left: Here, kind: str) -> None:
     assert (refused["kind"], bool(refused["remedy"])) == (kind, True)
     assert claims(left)[0] == (0, CLAIMED)
     assert "sums" not in left.registry.stats()["requests"]
+
+
+def test_of_all_that_is_there_and_hashes_to_something_else_the_wrong_chunk_is_given_up(
+    left: Here,
+) -> None:
+    """Where its sums are kept, without a word for it."""
+    data(left).write_bytes(left.content())
+    age(data(left), OLD / 2)
+    kept(left).parent.mkdir(parents=True)
+    lines = left.registry.content(f"sha256:{left.digest}").sums(CHUNK, is_other=False)
+    kept(left).write_text("".join(lines))
+    flip(left, 3 * MIB)
+    assert run(left.path, "repair", "--yes").returncode == 0
+    assert not ranges.within(claims(left), CHUNK, 2 * CHUNK)
+    assert ranges.size(claims(left)) >= SIZE - CHUNK - 2 * MIB

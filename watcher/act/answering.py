@@ -5,6 +5,7 @@ and nothing is changed; what was found out goes to the memory.
 """
 
 import contextlib
+import errno
 import os
 import threading
 import time
@@ -18,7 +19,7 @@ from rich.filesize import decimal
 from watcher.act.journal import Journal, locked
 from watcher.decide import transitions
 from watcher.errors import EndedError, LockedError, WatchError
-from watcher.model import Action, ActionKind, Entry, Outcome, Ranges, Result, Rules
+from watcher.model import UNREADABLE, Action, ActionKind, Entry, Outcome, Ranges, Result, Rules
 from watcher.observe import parts, place, scan
 from watcher.observe.host import Host
 from watcher.ollama import names, ranges, registry
@@ -29,6 +30,7 @@ from watcher.state.sums import Chunk, Chunks
 _KEEP_SECONDS = 30.0  #: answers are written down this often, so that a kill loses little
 _SILENT_TIMES = 3  #: so often a registry may leave one question after another unanswered
 _READ = 1 << 20  #: fits into a core's own cache together with what hashes it
+_SECTOR = 4096  #: what is left out at first of what can't be read
 _WATCH_SECONDS = 0.5
 _MOST_RANGES = 1000  #: of one file: what lies behind them counts as one
 
@@ -162,11 +164,11 @@ def _hashed(store: int, blobs: int, action: Action, progress: _Progress) -> Outc
     try:
         fd = fs.open_followed(entry.name, blobs)
         with fs.closing(fd):
-            _read(fd, entry, whole, progress)
+            lost = _read(fd, entry, whole, progress)
             if not _is_as_it_was(fd, blobs, entry):
                 return changed
-            sha256 = whole.hexdigest()
-            wrong = () if sha256 == digest else _wrong(fd, known, progress)
+            sha256 = UNREADABLE if lost else whole.hexdigest()
+            wrong = () if sha256 == digest else _wrong(fd, known, lost, progress)
     except _StoppedError:
         return None
     except FileNotFoundError:
@@ -178,14 +180,19 @@ def _hashed(store: int, blobs: int, action: Action, progress: _Progress) -> Outc
     made = whole.sums() if sha256 == digest else b""
     if made or (known and sha256 != digest and not wrong):  # those are of something else
         _keep_sums(store, digest, made)
-    mismatch = f"checksum mismatch: its hash is {names.short(sha256)}"
-    message = "checksum verified" if sha256 == digest else mismatch
+    message = "checksum verified"
+    if lost:
+        size, start = decimal(ranges.size(lost)), lost[0][0]
+        message = f"the disk can't give back {size} of it, starting at byte {start:,}"
+    elif sha256 != digest:
+        message = f"checksum mismatch: its hash is {names.short(sha256)}"
     return Outcome(action, Result.DONE, message, sha256=sha256, wrong=wrong)
 
 
-def _read(fd: int, entry: Entry, whole: sums.Whole, progress: _Progress) -> None:
-    """Hash all of a file."""
+def _read(fd: int, entry: Entry, whole: sums.Whole, progress: _Progress) -> Ranges:
+    """Hash all of a file; gives back what of it the disk can't, which is left out."""
     at, buffer = 0, memoryview(bytearray(min(_READ, entry.size + 1)))
+    lost, step = list[tuple[int, int]](), _SECTOR
     with contextlib.suppress(OSError):
         os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_SEQUENTIAL)
     while True:
@@ -193,15 +200,22 @@ def _read(fd: int, entry: Entry, whole: sums.Whole, progress: _Progress) -> None
             raise _StoppedError
         try:
             count = os.preadv(fd, [buffer], at)
-        except OSError:
-            raise _ReadError(str(at)) from None
+        except OSError as error:
+            if error.errno != errno.EIO or at >= entry.size:
+                raise _ReadError(str(at)) from None
+            # Neighbors are as bad, and a disk takes seconds for each: ever further steps.
+            lost.append((at, min(at + step, entry.size)))
+            at, step = lost[-1][1], min(2 * step, _READ)
+            continue
         if not count:
             break
+        step = _SECTOR
         whole.update(buffer[:count])
         with contextlib.suppress(OSError):
             os.posix_fadvise(fd, at, count, os.POSIX_FADV_DONTNEED)
         at += count
         progress.add(count)
+    return ranges.normal(lost)
 
 
 def _is_as_it_was(fd: int, blobs: int, entry: Entry) -> bool:
@@ -217,15 +231,11 @@ def _is_as_it_was(fd: int, blobs: int, entry: Entry) -> bool:
 # ---------------------------------------------------------------- sums of chunks
 
 
-def _wrong(fd: int, known: Chunks, progress: _Progress) -> Ranges:
-    """The ranges of a damaged file that are wrong by the sums of its chunks, or too much."""
-    if not known:
-        return ()
-    found, size = list[tuple[int, int]](), os.fstat(fd).st_size
-    for chunk in known:
-        if _is_wrong(fd, chunk, progress):
-            found.append((chunk.start, chunk.end))
-    if size > known[-1].end:
+def _wrong(fd: int, known: Chunks, lost: Ranges, progress: _Progress) -> Ranges:
+    """The ranges of a damaged file that are wrong by the sums of its chunks, too much, or lost."""
+    size, each = os.fstat(fd).st_size, (chunk for chunk in known if _is_wrong(fd, chunk, progress))
+    found = [*lost, *((chunk.start, chunk.end) for chunk in each)]
+    if known and size > known[-1].end:
         found.append((known[-1].end, size))
     joined = ranges.normal(found)
     if len(joined) > _MOST_RANGES:

@@ -130,6 +130,8 @@ def _evidence_of(odd: OddBlob) -> str:
     if odd.fault is BlobFault.CORRUPT and content is not None:
         differs = "" if odd.wanted in (None, content.size) else f"; {seen}"
         seen = f"its hash is {names.short(content.sha256 or '')}{differs}"
+        if content.sha256 == model.UNREADABLE:
+            seen = f"the disk can't give all of it back{differs}"
         if odd.wrong:
             many = "" if len(odd.wrong) == 1 else f" in {len(odd.wrong):,} ranges"
             damaged, start = decimal(ranges.size(odd.wrong)), decimal(odd.wrong[0][0])

@@ -199,6 +199,7 @@ def hashed(outcome: Outcome, at: float) -> Event | None:
     entry = outcome.action.expects[0] if outcome.action.expects else None
     if entry is None or outcome.sha256 in (None, subject.lower()) or not names.is_blob(entry.name):
         return None
-    details["hashed"] = f"sha256:{outcome.sha256}"
+    if outcome.sha256 != model.UNREADABLE:
+        details["hashed"] = f"sha256:{outcome.sha256}"
     message = f"{entry.name[:19]}: {outcome.message}"
     return Event(at, EventType.BLOB_CORRUPT, message, details=details)

@@ -77,6 +77,7 @@ def fetched(evidence: Evidence, rules: Rules) -> Iterator[model.Planned]:
             surplus=found if goes else (),
             fetches=wrong if odd.wrong else left,
             needs=odd.wanted,
+            doubts=odd.wrong,
             content=odd.content,
         )
 

@@ -257,7 +257,8 @@ def blobs_in_doubt(evidence: Evidence) -> Iterator[Action]:
 def all_blobs(evidence: Evidence) -> Iterator[Action]:
     """Every blob that a manifest names and nobody has hashed as it is; not those in doubt."""
     known = {each.subject for each in blobs_in_doubt(evidence)}
-    named = [content for content, _ in evidence.census.named if content.sha256 is None]
+    unknown = (None, model.UNREADABLE)
+    named = [content for content, _ in evidence.census.named if content.sha256 in unknown]
     for entry in sorted(named, key=lambda entry: entry.mtime_ns):
         digest = names.parse_blob(entry.name).digest
         if digest not in known:

@@ -393,21 +393,27 @@ def proved(
     for outcome in outcomes:
         if outcome.sha256 is not None:
             entry = outcome.action.expects[0]
-            read = "" if entry.ctime_ns / 1e9 < started_at else boot
+            is_lasting = entry.ctime_ns / 1e9 < started_at and outcome.sha256 != model.UNREADABLE
+            read = "" if is_lasting else boot
             found[entry.name] = Hashed(
                 entry.inode, entry.size, bound_to(entry), outcome.sha256, read, outcome.wrong
             )
             unproven.discard(outcome.action.subject)
+            if outcome.wrong and not names.is_blob(entry.name):
+                proven[outcome.action.subject] = _proven(outcome, boot)
         if outcome.action.kind is ActionKind.ASK_REGISTRY:
             why = outcome.message if outcome.length is None else ""
             asked[outcome.action.subject] = Asked(outcome.length, now, why)
         if outcome.action.kind is ActionKind.PROVE and outcome.result is model.Result.DONE:
-            data = outcome.action.expects[0]
-            proven[outcome.action.subject] = model.Proven(
-                data.inode, data.size, bound_to(data), boot, outcome.right, outcome.wrong
-            )
+            proven[outcome.action.subject] = _proven(outcome, boot)
     hashes, in_doubt = memory.hashes.plus(found), frozenset(unproven)
     return replace(memory, hashes=hashes, asked=asked, unproven=in_doubt, proven=proven)
+
+
+def _proven(outcome: Outcome, boot: str) -> model.Proven:
+    data = outcome.action.expects[0]
+    at = data.inode, data.size, bound_to(data), boot
+    return model.Proven(*at, outcome.right, outcome.wrong)
 
 
 def synced(

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Self
 
-from watcher.model import Ranges
+from watcher.model import UNREADABLE, Ranges
 from watcher.ollama import names
 from watcher.state import checks, fs, json_file, state_folder
 
@@ -32,8 +32,12 @@ class Hashed(NamedTuple):
     wrong: Ranges = ()  #: the bytes that are wrong, as far as sums of its chunks are known
 
     def counts(self, name: str, boot: str) -> bool:
-        """Whether it is about what is on the disk; a mismatch always is."""
-        return self.boot in ("", boot) or not self.is_right(name)
+        """Whether it is about what is on the disk; a mismatch always is.
+
+        What a disk can't give back it may in another start.
+        """
+        is_wrong = self.sha256 != UNREADABLE and not self.is_right(name)
+        return self.boot in ("", boot) or is_wrong
 
     def is_right(self, name: str) -> bool:
         """Whether it is the one that a file of that name has to have."""

@@ -6,6 +6,7 @@ Only the hash of the whole says that the bytes are right.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -214,7 +215,12 @@ class Ledger:
         for low, high in wanted:
             for start in range(low, high, COPY):
                 end = min(start + COPY, high)
-                fs.copy(source, self.data, start, end)
+                try:
+                    fs.copy(source, self.data, start, end)
+                except OSError as error:
+                    if error.errno != errno.EIO:
+                        raise
+                    continue  # what the disk can't give back is fetched
                 self.mark(start, end)
                 yield end - start
 

@@ -13,7 +13,7 @@ from watcher.errors import ChangedError, EndedError
 from watcher.model import Action, Entry, Scope
 from watcher.observe import place, scan
 from watcher.observe.host import Host
-from watcher.ollama import names
+from watcher.ollama import names, ranges
 from watcher.ollama.names import ModelName
 from watcher.reconcile import Reconciler
 from watcher.state import folders, state_folder, transfers
@@ -105,9 +105,10 @@ class Mender:
     def _sources(self, action: Action) -> Iterator[Partial]:
         """What is copied: the damaged blob, or what a server has left of a missing one."""
         for source in filter(None, (action.content, *action.expects)):
-            # Of one with its right length nothing is known without sums, but that it is wrong.
+            # Of one with its right length nothing may be known, but that it is wrong.
             size, most = source.size, action.needs
-            trusted = ((0, min(size, most)),) if size != most else ()
+            here = ((0, min(size, most)),) if size != most or action.doubts else ()
+            trusted = ranges.difference(here, action.doubts)
             yield Partial(action.subject, *source.identity, trusted, is_blob=True)
             return
         scope = Scope(frozenset({action.subject}))
