@@ -209,3 +209,14 @@ def test_this_machine_is_asked_without_a_proxy(
         monkeypatch.setenv(name, f"http://{address}")
     here.pull()
     assert not asked
+
+
+def test_a_registry_that_is_busy_and_says_at_once_is_not_asked_in_vain(here: Here) -> None:
+    """Nor is one whose date has passed by a clock of ours that is ahead."""
+    for value in "0", "Thu, 01 Jan 1970 00:00:10 GMT":
+        busy = Fault("page", status=503, headers={"Retry-After": value})
+        here.registry.add_fault(busy)
+        with pytest.raises(transfer.TransferError, match="503"):
+            here.fetch(with_options(tries=3))
+        assert all(each.seconds > 0 for each in here.waits())
+        here.registry.clear_faults()

@@ -90,10 +90,12 @@ def _message(body: bytes) -> str:
 def retry_after(head: Head, now: float) -> float | None:
     """In how many seconds the next try is welcome, where the answer says so; now: the epoch's."""
     value = head.headers.get("retry-after", "").strip()
-    if value.isdecimal() and len(value) < 10:
-        return min(float(value), _LONGEST_WAIT)
     try:
-        at = email.utils.parsedate_to_datetime(value).timestamp()
+        if value.isdecimal() and len(value) < 10:
+            seconds = float(value)
+        else:
+            seconds = email.utils.parsedate_to_datetime(value).timestamp() - now
     except (ValueError, OverflowError):
         return None
-    return min(max(0.0, at - now), _LONGEST_WAIT)
+    # At once, or at a time that this clock has passed: without a wait all tries would be in vain.
+    return min(seconds, _LONGEST_WAIT) if seconds > 0 else None

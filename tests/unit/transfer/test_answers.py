@@ -95,7 +95,8 @@ def test_a_huge_body_takes_no_longer_than_its_first_words(word: bytes, start: by
     [
         ("7", 7.0),
         ("Thu, 01 Jan 1970 00:01:40 GMT", 40.0),
-        ("Thu, 01 Jan 1970 00:00:10 GMT", 0.0),
+        ("Thu, 01 Jan 1970 00:00:10 GMT", None),
+        ("0", None),
         ("999999", 3600.0),
         ("-1", None),
         ("soon", None),
