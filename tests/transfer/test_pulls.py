@@ -184,6 +184,42 @@ def test_an_answer_without_words_ends_with_its_number(
     assert not any(" answers 404:" in each for each in told)
 
 
+@pytest.mark.usefixtures("store")
+def test_the_manifest_is_asked_for_at_the_beginning_and_at_the_end(
+    server: Server, registry: Registry
+) -> None:
+    model = add(registry, server, MB)
+    assert drive(here(server), model).end.cause is None
+    assert registry.stats()["requests"]["manifest"] == 2
+
+
+@pytest.mark.usefixtures("store")
+def test_a_registry_that_gives_a_layer_another_length_each_time_ends_it(
+    server: Server, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = add(registry, server, MB)
+    registry.add_fault(Fault("wrong_total"))
+    lengths = iter(range(MB + 10, MB + 30))
+    monkeypatch.setattr(registry_of, "length", lambda *_, **__: next(lengths))
+    seen = drive(here(server), model)
+    assert seen.end.cause is Cause.WRONG_LENGTH
+    assert next(lengths) == MB + 12, "once of the layer, and of the config"
+
+
+@pytest.mark.usefixtures("store")
+def test_a_layer_that_never_fits_and_has_another_length_each_time_ends_it(
+    server: Server, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = add(registry, server, MB)
+    lengths = iter(range(1 << 45, 0, -1))
+    monkeypatch.setattr(registry_of, "length", lambda *_, **__: next(lengths))
+    huge = model.manifest.replace(b"%d" % MB, b"%d" % ((1 << 45) + 1))
+    registry.set_manifests("library/demo", "1b", [huge])
+    seen = drive(here(server), model)
+    assert seen.end.cause in (Cause.DISK_FULL, Cause.FILE_TOO_LARGE)
+    assert next(lengths) == (1 << 45) - 1
+
+
 def test_a_tag_that_moves_meanwhile_is_counted_once(
     server: Server, registry: Registry, store: Path
 ) -> None:

@@ -137,7 +137,7 @@ class ByTransfer:
         left = account.missing() - {each.digest for each in partials}
         sizes = {digest: account.promised.get(digest, 0) for digest in left}
         partials = (*partials, *taking_over.damaged(self._host.store, sizes))
-        fetched = yield from self._driven(Transfer.run, partials)
+        fetched = yield from self._driven(Transfer.run, partials, raw)
         return (yield from self._published(fetched))
 
     def _largest(self) -> str:
@@ -147,6 +147,8 @@ class ByTransfer:
     def _has_other(self, digest: str) -> bool:
         """Whether the registry has another number of bytes of a layer; what it has is taken."""
         account = self._account
+        if digest in self._sizes:
+            return False  # it has said so before
         found = None
         with contextlib.suppress(OSError):
             found = registry.length(account.name, digest, insecure=account.options.insecure)
@@ -239,11 +241,13 @@ class ByTransfer:
     # ------------------------------------------------------------ the transfer
 
     def _driven(
-        self, work: Callable[[Transfer], T], partials: Sequence[Partial] = ()
+        self, work: Callable[[Transfer], T], partials: Sequence[Partial] = (), raw: bytes = b""
     ) -> Generator[Update, None, T]:
         """Run a transfer in a thread, with updates from what it reports; what it gives back."""
         events: queue.SimpleQueue[values.Event | None] = queue.SimpleQueue()
-        transfer = Transfer(self._order(partials), self._options(), events.put)
+        transfer = Transfer(
+            self._order(partials)._replace(manifest=raw), self._options(), events.put
+        )
         with ThreadPoolExecutor(1) as pool:
             job = pool.submit(work, transfer)
             job.add_done_callback(lambda _: events.put(None))

@@ -133,7 +133,7 @@ class Transfer:
             if order.layers:
                 missing = self._missing(target, order.layers)
                 return Fetched(b"", tuple(await engine.fetch(missing)))
-            raw = await connections.patiently(registry.manifest)
+            raw = order.manifest or await connections.patiently(registry.manifest)
             for _ in range(_MOST_MOVES):
                 layers = [Layer(*each) for each in answered.sizes(raw, order.sizes).items()]
                 wanted = [each for each in layers if each.digest not in order.given]

@@ -95,6 +95,8 @@ class Order(NamedTuple):
     partials: tuple[Partial, ...] = ()
     #: The addresses of mirrors, which are asked first.
     mirrors: tuple[str, ...] = ()
+    #: The manifest as it was asked for before; none: it is asked for now.
+    manifest: bytes = b""
 
 
 class Address(NamedTuple):
