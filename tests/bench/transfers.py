@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import median
 
-from tests.support.servers import EngineServer, RealServer
+from tests.support.servers import EngineServer, RealServer, sidecar
 from watcher.state import sums
 
 from .benches import Setting
@@ -312,6 +312,53 @@ def flipped(setting: Setting) -> Iterator[Row]:
     shutil.rmtree(store)
 
 
+def taken_over(setting: Setting) -> Iterator[Row]:
+    """A wrong byte in what a server has left of a layer, with its registry's sums and without."""
+    store, chunk, missing = setting.folder / "taken", 16 * _MIB, 40_000_000
+    _cleared(store)
+    with process("watcher.demo.registry", "--port", "0", until="http://") as (_, line):
+        url, ours = line.strip(), (*US, "--store", str(store))
+        layers = [{"size": _BAD}]
+        order = {"name": "taken", "tag": "1b", "layers": layers, "extras": False}
+        model = post(url, "/_control", {"model": order})["model"]
+        run(_words(store, model["name"]))
+        blob = store / "blobs" / model["digests"][0].replace(":", "-")
+        for sums_are, most, text in (
+            ("complete", missing + chunk + _MIB, f"sums of chunks of {megabytes(chunk)}"),
+            ("", _BAD + _MIB, "no sums"),
+        ):
+            post(url, "/_control", {"manners": {"sums": sums_are, "chunk": chunk}})
+            _left(blob, missing)
+            before = _sent(url)
+            seconds = run((*ours, "pull", model["name"])).seconds
+            sent = _sent(url) - before
+            yield Row(
+                f"a wrong byte in the {megabytes(_BAD - missing)} of {megabytes(_BAD)} that a"
+                f" server has left and `pull` takes over, {text}: fetched, with the rest",
+                megabytes(most),
+                f"{megabytes(sent)}, in {seconds:.0f} s",
+                sent <= most,
+            )
+    shutil.rmtree(store)
+
+
+def _left(blob: Path, missing: int) -> None:
+    """Make a finished layer what a server has left of it, with a wrong byte in its middle."""
+    for name in (".ollama-watch", "manifests"):
+        shutil.rmtree(blob.parent.parent / name, ignore_errors=True)
+    data, size = blob.with_name(f"{blob.name}-partial"), blob.stat().st_size
+    blob.rename(data)
+    os.truncate(data, size - missing)
+    os.truncate(data, size)
+    with data.open("r+b") as file:
+        (byte,) = os.pread(file.fileno(), 1, size // 2)
+        os.pwrite(file.fileno(), bytes([byte ^ 1]), size // 2)
+    progress = data.with_name(f"{data.name}-0")
+    progress.write_text(sidecar(0, 0, size, size - missing))
+    for path in (data, progress):
+        os.utime(path, (time.time() - 3600,) * 2)
+
+
 # ---------------------------------------------------------------- a rate
 
 
@@ -386,6 +433,7 @@ ALL: dict[str, Callable[[Setting], Iterator[Row]]] = {
     "bad_line": bad_line,
     "crawling": crawling,
     "flipped": flipped,
+    "taken_over": taken_over,
     "rate": rate,
     "mending": mending,
 }
