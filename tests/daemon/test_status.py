@@ -8,6 +8,7 @@ import os
 import pty
 import signal
 import subprocess
+import time
 from typing import Any
 
 import pytest
@@ -15,6 +16,8 @@ import pytest
 from tests.support.driving import Daemon, HealthyStore, command, environment, run
 from tests.support.servers import EngineServer, wait_until
 from watcher.demo.registry import Layer, Registry
+from watcher.observe.host import Host
+from watcher.show import status as shown
 
 from .conftest import HELD, SIZE, Begin
 
@@ -171,3 +174,20 @@ def test_on_a_terminal_it_is_drawn_again_and_ends_quietly(store: HealthyStore) -
         assert process.wait(20) == 130
     assert shown.count(b"needs repair: ") + shown.count(b"resumable: ") >= 2
     assert b"Traceback" not in shown
+
+
+def test_health_is_whether_a_daemon_watches_and_scans(store: HealthyStore) -> None:
+    assert run(store.path, "status", "--health").returncode == 1
+    with Daemon(store.path) as daemon:
+        wait_until(
+            lambda: run(store.path, "status", "--health", "-q").returncode == 0, "the daemon's lock"
+        )
+        made = json.loads(run(store.path, "--json", "status", "--health").stdout)
+        assert (made["schema"], made["healthy"], made["why"]) == (
+            "ollama-watch/health/1", True, None,
+        )  # fmt: skip
+        hour_later = Host(str(store.path), clock=lambda: time.time() + 3600)
+        assert "no full scan for 1 h" in shown.unhealthy(hour_later)
+        daemon.kill()
+        done = run(store.path, "status", "--health", "-q")
+        assert (done.returncode, "no daemon watches it" in done.stdout) == (1, True)

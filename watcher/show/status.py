@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from datetime import datetime
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -26,6 +27,7 @@ from watcher.state.records import Record, Records, State
 from watcher.system import advice
 
 _SILENT_SECONDS = 60.0  #: a record of a download that goes on is changed each second, but for waits
+_OVERDUE_SECONDS = 1800.0  #: a daemon scans every ten minutes; a unit's watchdog waits so long, too
 APART_SECONDS = 1.0  #: a rate takes two looks
 
 
@@ -157,6 +159,27 @@ def _paces(past: Report | None, now: Report, memory: Memory) -> dict[str, Pace]:
         lately = spread([each for each in rates if each is not None])
         found[download.key] = Pace(per_second, left, lately)
     return found
+
+
+def unhealthy(host: Host) -> str:
+    """Why nothing watches a store as it should; "" where a daemon does."""
+    running = state_folder.daemon(host.store)
+    if running is None:
+        return "no daemon watches it"
+    began = datetime.fromisoformat(running.since).timestamp() if running.since else 0.0
+    silent = host.clock() - max(remembered(host).looked_at, began)
+    if silent > _OVERDUE_SECONDS:
+        return f"the daemon has made no full scan for {advice.duration(silent)}"
+    return ""
+
+
+def health(store: str, why: str) -> dict[str, Any]:
+    return {
+        "schema": "ollama-watch/health/1",
+        "store": names.exact(store),
+        "healthy": not why,
+        "why": why or None,
+    }
 
 
 def document(status: Status) -> dict[str, Any]:

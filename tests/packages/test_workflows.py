@@ -9,7 +9,7 @@ import subprocess
 
 import pytest
 
-from .doc_tables import ROOT
+from tests.doc_tables import ROOT
 
 WORKFLOWS = sorted((ROOT / ".github/workflows").glob("*.yml"))
 
