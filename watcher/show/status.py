@@ -58,7 +58,7 @@ class Status:
         if past is None and apart and Condition.LIVE in seen:
             time.sleep(apart)
             past, self.report = self.report, reconciler.inspect()
-        self.memory = memory = remembered(host)
+        memory = remembered(host)
         self.looked_at = memory.looked_at  #: the last full scan with a memory; 0 for never
         self.paces = _paces(past, self.report, memory)  #: of each live download, by its key
         self.daemon = state_folder.daemon(host.store)
@@ -226,7 +226,6 @@ def _download(diagnosed: Diagnosed, status: Status) -> dict[str, Any]:
     live = diagnosed.condition is Condition.LIVE
     pace = status.paces[download.key] if live else Pace()
     lately = pace.lately
-    known = status.memory.downloads.get(download.key)
     return {
         "digest": f"sha256:{download.digest}",
         "models": list(download.models),
@@ -247,10 +246,6 @@ def _download(diagnosed: Diagnosed, status: Status) -> dict[str, Any]:
             "median": round(lately.median),
             "max": round(lately.maximum),
         },
-        "samples": [
-            {"at": event_log.rfc3339(each.at), "allocated_bytes": each.allocated}
-            for each in (known.samples if known and live else ())
-        ],
         "left_seconds": None if pace.left is None else round(pace.left, 1),
         "writers": [
             {"pid": each.pid, "process": names.exact(each.process)} for each in download.writers

@@ -24,7 +24,7 @@ Document = dict[str, Any]
 
 _PATIENCE_SECONDS = 2.0  #: so long a client waits for what is being made
 _REST = 4  #: after a look nothing is looked at for so many times as long as it took
-_LOOK_SECONDS, _SURVEY_SECONDS, _LOG_SECONDS = 0.7, 30.0, 0.7  #: and for at least so long
+_LOOK_SECONDS, _SURVEY_SECONDS, _LOG_SECONDS = 0.7, 10.0, 0.7  #: and for at least so long
 _PACE_SECONDS = 15.0  #: an older look says nothing about how fast bytes arrive now
 _EVENTS = 1000  #: so many of the last events are shown
 _LOG_FILES = 2  #: and they are looked for in so many of the last files

@@ -2,8 +2,9 @@
 // What comes from the store becomes text nodes and numbers, never markup.
 "use strict";
 
-const TURN_SECONDS = 0.8, SPACE_SECONDS = 30; // how often it asks
-const HISTORY_SECONDS = 600, APART_SECONDS = 2; // of rates, and between two of their points
+const TURN_SECONDS = 0.8, SPACE_SECONDS = 10; // how often it asks
+const HISTORY_SECONDS = 600, LEAST_SECONDS = 60; // of rates, drawn at most and at least
+const APART_SECONDS = 2; // between two of their points
 const SHOWN = { downloads: 50, files: 10, uses: 15, events: 100 };
 const TONES = JSON.parse(document.body.dataset.tones);
 
@@ -211,16 +212,27 @@ function partMap(ranges, total) {
 /** How many bytes of a download were on the disk when, over the last minutes. */
 class History {
   points = [];
+  #hasBegun = false;
 
-  add(samples, at, bytes) {
-    const first = this.points[0]?.at ?? at;
-    const earlier = samples
-      .map((each) => ({ at: Date.parse(each.at), bytes: each.allocated_bytes }))
-      .filter((each) => each.at < first - 1000 * APART_SECONDS);
-    this.points.unshift(...(this.points.length ? [] : earlier));
+  add(at, bytes) {
     const last = this.points.at(-1)?.at ?? 0;
     if (at - last >= 1000 * APART_SECONDS) this.points.push({ at, bytes });
     this.points = this.points.filter((each) => each.at >= at - 1000 * HISTORY_SECONDS);
+  }
+
+  /** Begin with what the log says of a download: a daemon reports its progress once a minute. */
+  begin(digest) {
+    if (this.#hasBegun || !events.all.length) return;
+    this.#hasBegun = true;
+    const first = this.points[0]?.at ?? Infinity;
+    const about = events.all.filter(
+      ({ details }) => details.digest === digest && Number.isInteger(details.allocated_bytes),
+    );
+    const earlier = about.map((each) => ({
+      at: Date.parse(each.timestamp),
+      bytes: each.details.allocated_bytes,
+    }));
+    this.points.unshift(...earlier.filter((each) => each.at < first - 1000 * APART_SECONDS));
   }
 
   /** Ends of intervals, in seconds ago, with the bytes a second that arrived in each. */
@@ -237,20 +249,20 @@ function rateLine(history, now) {
   const rates = history.rates(now);
   if (!rates.length) return [];
   const most = Math.max(...rates.map((each) => each.rate), 1);
-  const [wide, high] = [HISTORY_SECONDS, 50];
+  const [wide, high] = [Math.max(LEAST_SECONDS, rates[0].from), 50];
   const points = rates.flatMap(({ from, to, rate }) => {
     const y = high - (high - 4) * (rate / most);
     return [`${wide - from} ${y}`, `${wide - to} ${y}`];
   });
   const least = Math.min(...rates.map((each) => each.rate));
-  const label = `Rate over the last ten minutes: from ${size(Math.round(least))}/s`
+  const label = `Rate over the last ${duration(wide)}: from ${size(Math.round(least))}/s`
     + ` to ${size(Math.round(most))}/s`;
   return [
     drawing("rate", wide, high, label, element("path", { d: `M${points.join("L")}` })),
     element(
       "div",
       { class: "scale", "aria-hidden": "true" },
-      element("span", {}, "10 min ago"),
+      element("span", {}, `${duration(wide)} ago`),
       element("span", {}, `at most ${size(Math.round(most))}/s`),
       element("span", {}, "now"),
     ),
@@ -293,7 +305,10 @@ class Card {
     const pace = this.#pace(found, known);
     this.piece("pace", pace, () => [element("p", {}, pace)]);
     const isLive = found.condition === "live";
-    if (isLive) this.history.add(found.samples, now, found.allocated_bytes);
+    if (isLive) {
+      this.history.begin(digest);
+      this.history.add(now, found.allocated_bytes);
+    }
     this.piece("rate", isLive && now, () => (isLive ? rateLine(this.history, now) : []));
     const state = `${words}: ${because}.`;
     this.piece("state", [state, known?.advice], () => [sentence(state, known?.advice)]);
@@ -311,12 +326,18 @@ class Card {
   }
 }
 
-const cards = new Map();
+/** Whether it is a layer that ollama-watch has fetched, and that only waits for the others. */
+function waits(download) {
+  return download.ours && download.present_bytes === download.total_bytes;
+}
+
+const cards = new Map(), downloadNotes = element("div");
 
 function drawDownloads(status, audit, now) {
   const known = new Map(audit.downloads.map((each) => [keyOf(each), each]));
-  const found = [...status.downloads];
-  found.sort((a, b) => (b.condition === "live") - (a.condition === "live"));
+  const found = status.downloads.filter((each) => !waits(each));
+  const live = (each) => each.condition === "live";
+  found.sort((a, b) => live(b) - live(a) || b.allocated_bytes - a.allocated_bytes);
   const keys = new Set(found.map(keyOf));
   for (const key of cards.keys()) if (!keys.has(key)) cards.delete(key);
   const roots = found.slice(0, SHOWN.downloads).map((each) => {
@@ -325,13 +346,15 @@ function drawDownloads(status, audit, now) {
     cards.get(key).draw(each, known.get(key), now);
     return cards.get(key).root;
   });
-  const left = found.length - roots.length;
-  if (!found.length) roots.push(element("p", {}, "No unfinished downloads."));
-  if (left > 0) roots.push(element("p", {}, `and ${count(left, "more download")}`));
-  const holder = place("downloads");
+  const notes = [], waiting = status.downloads.length - found.length;
+  if (!status.downloads.length) notes.push("No unfinished downloads.");
+  if (found.length > roots.length) notes.push(`and ${count(found.length - roots.length, "more download")}`);
+  if (waiting) notes.push(`${count(waiting, "complete layer")} of models that are not complete.`);
+  downloadNotes.replaceChildren(...notes.map((each) => element("p", {}, each)));
+  const holder = place("downloads"), wanted = [...roots, downloadNotes];
   // What stays in its place keeps the focus and what is selected in it.
-  if (left > 0 || roots.some((each, at) => holder.children[at] !== each)
-    || roots.length !== holder.children.length) holder.replaceChildren(...roots);
+  if (wanted.length !== holder.children.length
+    || wanted.some((each, at) => holder.children[at] !== each)) holder.replaceChildren(...wanted);
 }
 
 // ---------------------------------------------------------------- the other sections
@@ -477,9 +500,8 @@ function timeline() {
     const kind = element("span", { class: "kind" }, shown(event.event_type).replaceAll("_", " "));
     const tone = TONES[event.event_type] ?? "plain";
     const when = time(event.timestamp, clock(at, true));
-    lines.push(
-      element("li", { class: "event", "data-tone": tone }, when, " ", kind, ` ${short(event.message)}`),
-    );
+    const message = element("span", { class: "message" }, short(event.message));
+    lines.push(element("li", { class: "event", "data-tone": tone }, when, " ", kind, " ", message));
   }
   if (!found.length) lines.push(element("li", {}, "No events."));
   const left = found.length - SHOWN.events;
