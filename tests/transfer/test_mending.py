@@ -16,10 +16,12 @@ import pytest
 from rich.filesize import decimal
 
 from tests.support.driving import Daemon, audit, command, environment, run
+from tests.support.notation import age
+from tests.support.servers import sidecar
 from watcher.config import Settings
 from watcher.decide import modes
 from watcher.demo.registry import Fault, Manners, Registry
-from watcher.model import MIB, ActionKind, Ranges, Result
+from watcher.model import HOUR, MIB, ActionKind, Ranges, Result
 from watcher.observe.host import Host
 from watcher.reconcile import Reconciler, Report
 from watcher.state import sums
@@ -202,8 +204,29 @@ def test_a_prompt_names_the_bytes(here: Here) -> None:
     question = f"Do it, and fetch at most {decimal(SIZE)}?"
     assert question in answered(here, b"n\n")
     assert here.served == 0
-    assert question in answered(here, b"y\ny\n")
+    assert answered(here, b"y\n").count("Do it") == 1
     check_right(here)
+
+
+@pytest.mark.parametrize(("answer", "fetches", "repairs"), [("w", 0, 1), ("n", 0, 0), ("y", 1, 1)])
+def test_what_is_fetched_can_be_declined_by_itself(
+    here: Here, answer: str, fetches: int, repairs: int
+) -> None:
+    """Beside it, a download needs repair. The blob is hashed before anybody is asked."""
+    os.truncate(here.blob, SIZE - 5)
+    digest = "ab" * 32
+    data = here.path / "blobs" / f"sha256-{digest}-partial"
+    data.write_bytes(b"x" * 5 * MIB)
+    progress = data.with_name(f"{data.name}-0")
+    progress.write_text(sidecar(0, 0, 5 * MIB, 0))
+    for path in (data, progress):
+        age(path, HOUR)
+    printed = answered(here, f"{answer}\n".encode())
+    question = f"fetch at most {decimal(SIZE)}? [y/N, or w: without fetching]"
+    assert printed.count(question) == printed.count("Do it") == 1
+    assert (here.served > 0) == fetches
+    assert (progress.read_text() != sidecar(0, 0, 5 * MIB, 0)) == repairs
+    assert (here.blob.stat().st_size == SIZE) == fetches
 
 
 @pytest.mark.parametrize("damage", ["wrong", "missing"])

@@ -254,21 +254,20 @@ def _is_wrong(fd: int, chunk: Chunk, progress: _Progress) -> bool:
 
 def _prove(store: int, actions: Iterable[Action], host: Host) -> Iterator[Outcome]:
     """Compare downloads with the sums of their chunks, which their registries are asked for."""
-    progress = _Progress(host)
     for action in actions:
         with contextlib.suppress(_StoppedError, EndedError):
             try:
-                yield _proved(store, action, host, progress)
+                yield _proved(store, action, host)
             except (WatchError, OSError) as error:
                 yield Outcome(action, Result.FAILED, str(error))
 
 
-def _proved(store: int, action: Action, host: Host, progress: _Progress) -> Outcome:
+def _proved(store: int, action: Action, host: Host) -> Outcome:
     chunks, entry = _sums_of_registry(store, action, host), action.expects[0]
     if not chunks:
         why = "its registry serves no sums of its chunks, so nothing was compared"
         return Outcome(action, Result.REFUSED, why)
-    right, wrong = Ranges(), Ranges()
+    right, wrong, progress = Ranges(), Ranges(), _Progress(host)
     with (
         folders.opened_blobs(store) as blobs,
         fs.closing(fs.open_followed(entry.name, blobs)) as fd,
@@ -278,6 +277,7 @@ def _proved(store: int, action: Action, host: Host, progress: _Progress) -> Outc
             piece = ((chunk.start, chunk.end),)
             if ranges.difference(piece, written):
                 continue
+            host.watch(chunk.end, action.length)
             if not _is_wrong(fd, chunk, progress):
                 right = ranges.union(right, piece)
             elif not ranges.difference(piece, action.doubts):

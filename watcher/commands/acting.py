@@ -41,6 +41,7 @@ class _Choice:
 
     def __init__(self, context: Context, asked: Request, meant: Approve) -> None:
         self._context, self._asked, self._meant = context, asked, meant
+        self._answered: set[tuple[ActionKind, str]] = set()
         self.plan = Plan()
         self.shown = False
         self.unasked: Exit | None = None  #: nobody is there to be asked
@@ -51,6 +52,15 @@ class _Choice:
             self.plan = cleaning.until_free(self.plan, self._asked.until_free)
         if self._asked.yes and not self._asked.dry_run:
             return self.plan
+        if not self._asked.dry_run and self._context.can_ask():
+            # What only finds something out comes before the one prompt, which names the result.
+            open_ones = self.plan.filtered(lambda each: each.kind in reconcile.QUESTIONS)
+            before = frozenset(self._answered)
+            self._answered |= {(each.kind, each.subject) for each in open_ones.actions}
+            if self._answered - before:
+                return open_ones
+            self.plan = self.plan.filtered(lambda each: each.kind not in reconcile.QUESTIONS)
+            transient("")
         if not self._context.json and (self.plan.actions or not self._context.quiet):
             lines = list(plans.plan(self.plan))
             self._context.show(lines)
@@ -59,7 +69,15 @@ class _Choice:
             return reconcile.approve_none(self.plan)
         fetches = self.plan.fetches
         question = f"Do it, and fetch at most {text.size(fetches)}?" if fetches else "Do it?"
-        answer = self._context.ask(question, "add --yes to do it, or -n to see the plan")
+        rest = self.plan.filtered(lambda each: not each.fetches)
+        if fetches and rest.actions and self._context.can_ask():
+            answer = self._context.ask_of_part(question, "without fetching")
+            return rest if answer is None else self._if_agreed(answer)
+        return self._if_agreed(
+            self._context.ask(question, "add --yes to do it, or -n to see the plan")
+        )
+
+    def _if_agreed(self, answer: Exit) -> Plan:
         self.unasked = answer if answer is Exit.USAGE else None
         return reconcile.approve_none(self.plan) if answer else self.plan
 
@@ -153,7 +171,9 @@ def act_on(context: Context, host: Host, asked: Request, about: Targets | None =
         mender = Mender(host, context.settings, transient)
         host = replace(host, fetch=mender.fetch, sums=mender.sums)
     chosen = _Choice(context, asked, about.of if about else reconcile.approve_all)
+    host = replace(host, watch=_watch)
     report = _until_quiet(context, host, asked, chosen)._replace(plan=chosen.plan)
+    transient("")
     left = _remaining(report, asked.mode, about.meant if about else remaining.everything)
     if context.json:
         context.document(documents.acting(asked.command, report, left))
@@ -180,6 +200,10 @@ def act_on(context: Context, host: Host, asked: Request, about: Targets | None =
             complain(text.render(plans.shortage(report.plan, short), color=False).rstrip())
             code = max(code, Exit.FINDINGS)
     return code
+
+
+def _watch(done: int, total: int) -> None:
+    transient(f"read {text.part_of(done, total)}, Ctrl-C to stop ")
 
 
 def _until_quiet(context: Context, host: Host, asked: Request, chosen: _Choice) -> Report:

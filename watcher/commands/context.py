@@ -159,6 +159,13 @@ class Context:
             return Exit.USAGE
         return Exit.HEALTHY if click.confirm(question, default=False) else Exit.FINDINGS
 
+    def ask_of_part(self, question: str, without: str) -> Exit | None:
+        """The same on a terminal; None where it is to be done `without` something."""
+        words = click.Choice(["y", "yes", "n", "no", "w"], case_sensitive=False)
+        asked = f"{question} [y/N, or w: {without}]"
+        answer = click.prompt(asked, "n", type=words, show_choices=False, show_default=False)
+        return {"y": Exit.HEALTHY, "n": Exit.FINDINGS}.get(answer[0])
+
     def note(self, line: str) -> None:
         """Print a line for people to stdout."""
         if not (self.quiet or self.json):

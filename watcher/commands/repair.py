@@ -31,9 +31,11 @@ def repair(
 ) -> Exit:
     """Repair interrupted downloads so that the next pull resumes them.
 
-    Shows the plan and asks. If a length is lost or a blob is damaged, asks the model's registry.
-    Where the sums of its chunks are known, only the wrong bytes of a damaged blob are downloaded;
-    with --yes, only if --fetch or the setting `fetch` says so.
+    If a length is lost or a blob is damaged, it asks the model's registry, and it hashes what is in
+    doubt. Then it shows the plan and asks once, with the bytes that it downloads: y does all of it,
+    w all but the downloads. With --yes, it downloads only if --fetch or the setting `fetch` says
+    so. Where the sums of its chunks are known, only the wrong bytes of a damaged blob are
+    downloaded.
     With --give-back, it repairs nothing: unfinished downloads of ollama-watch become downloads that
     the server resumes.
     """
