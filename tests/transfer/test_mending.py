@@ -25,6 +25,7 @@ from watcher.model import HOUR, MIB, ActionKind, Ranges, Result
 from watcher.observe.host import Host
 from watcher.reconcile import Reconciler, Report
 from watcher.state import sums
+from watcher.transfer import values
 from watcher.transfer.mending import Mender
 
 from .driven import Here, wait_for
@@ -319,6 +320,23 @@ def test_what_the_quarantine_has_no_room_for_is_dropped(here: Here) -> None:
     verify(here)
     document(here, *FETCH, OLLAMA_WATCH_QUARANTINE_MAX_SIZE="1MB")
     assert not kept(here)
+    check_right(here)
+
+
+def test_a_disk_without_room_ends_it_with_the_next_step(
+    here: Here, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All that the plan has seen as free belongs to the reserve."""
+    flip(here, 3)
+    verify(here)
+    monkeypatch.setattr(values, "reserve", lambda _: 1 << 60)
+    (*_, failed) = repaired(here).outcomes
+    assert (failed.action.kind, failed.result) == (ActionKind.FETCH_CHUNKS, Result.FAILED)
+    assert "the disk is full" in failed.message
+    assert "free space" in failed.message
+    assert here.served <= 1
+    monkeypatch.undo()
+    document(here, *FETCH)
     check_right(here)
 
 

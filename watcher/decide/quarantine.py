@@ -60,7 +60,8 @@ def fetched(evidence: Evidence, rules: Rules) -> Iterator[model.Planned]:
         if why is None and left > evidence.place.free_bytes:
             free = decimal(evidence.place.free_bytes)
             reason = f"it needs {decimal(left)}, and the disk has only {free} free"
-            why = safety.Why(RefusalKind.ROOM, reason, "free space, then run it again")
+            uses, remedy = advice.watch(evidence, "df"), "free space, then run it again"
+            why = safety.Why(RefusalKind.ROOM, reason, remedy, command=uses)
         if why is not None:
             yield why.refusal(odd.digest, ActionKind.FETCH_CHUNKS, odd.models)
             continue

@@ -131,7 +131,8 @@ class Mender:
                 here = f"{decimal(arrived)} of {decimal(total)}"
                 self._show(f"fetching {names.short(digest)}: {here} on disk, Ctrl-C to stop ")
             case values.Waiting(_, reason) if reason.startswith("the disk"):
-                step = "free space, then run it again: it goes on from there"
+                step = "free space (`ollama-watch df` shows what uses it), then run it again:"
+                step += " it goes on from there"
                 raise TransferError(reason, step, values.Cause.DISK)
 
 

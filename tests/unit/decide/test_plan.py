@@ -89,6 +89,21 @@ def test_a_service_purges_what_is_old_or_too_much_the_oldest_first() -> None:
     assert purged(changed(service, clean=False), old) == []
 
 
+@pytest.mark.parametrize(("free", "refused"), [(59, True), (60, False)])
+def test_without_room_for_it_nothing_is_fetched(free: int, refused: bool) -> None:
+    odd = OddBlob(D, BlobFault.MISSING, 60, None, ("llama3:latest",), registry=60, asked=True)
+    seen = evidence(place=Place("/models", "--store", free_bytes=free))
+    seen = seen._replace(census=BlobCensus(odd=(odd,)))
+    made = plan.make((), seen, rules(fetch=True))
+    assert [each.kind for each in made.actions] == ([] if refused else [ActionKind.FETCH_CHUNKS])
+    for refusal in made.refusals:
+        assert (refusal.kind, refusal.action) == (RefusalKind.ROOM, ActionKind.FETCH_CHUNKS)
+        assert refusal.why == "it needs 60 bytes, and the disk has only 59 bytes free"
+        assert refusal.remedy.startswith("free space")
+        assert refusal.command.endswith("--store /models df")
+    assert len(made.refusals) == refused
+
+
 def test_a_full_quarantine_takes_nothing_more() -> None:
     blob = entry(f"sha256-{D}", size=60)._replace(allocated=60, sha256="0" * 64)
     odd = OddBlob(D, BlobFault.CORRUPT, 60, blob, ("llama3:latest",), registry=60)
