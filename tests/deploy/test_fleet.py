@@ -11,16 +11,14 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.deploy.dashboard import FILE, ROOT, Query, queries
 from tests.support.driving import Daemon, HealthyStore, holding
+from tests.support.fleet import DASHBOARD, RULES, Query, make_ill, queries
 from tests.support.prometheus import Prometheus, free_port, prometheus
-from tests.support.servers import wait_until
-from watcher.model import DAY
+from tests.support.servers import ROOT, wait_until
 
 pytestmark = pytest.mark.skipif(
     shutil.which("prometheus") is None, reason="needs prometheus (Debian: prometheus)"
 )
-RULES = ROOT / "deploy/prometheus/ollama-watch.rules.yml"
 RUNBOOKS = ROOT / "docs/runbooks"
 WELL, ILL = "gpu1:9464", "gpu2:9464"
 
@@ -33,19 +31,11 @@ class Fleet(NamedTuple):
     ill: HealthyStore
 
 
-def made_ill(store: HealthyStore) -> None:
-    """A damaged model, a blocked download and one that waits."""
-    blob = store.blobs / f"sha256-{store.digests[0]}"
-    blob.write_text(blob.read_text()[:-1])
-    store.download("waits", aged=DAY)
-    store.broken("10:20 {}:10", aged="2h")
-
-
 @pytest.fixture(scope="module")
 def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     folder = tmp_path_factory.mktemp("fleet")
     stores = {name: HealthyStore(folder / name[:4] / "models") for name in (WELL, ILL)}
-    made_ill(stores[ILL])
+    make_ill(stores[ILL])
     ports = {name: free_port() for name in stores}
     targets = [
         {"targets": [f"127.0.0.1:{port}"], "labels": {"instance": name}}
@@ -131,7 +121,7 @@ def test_the_numbers_are_those_of_the_stores(fleet: Fleet) -> None:
 
 
 def test_the_variable_has_the_hosts(fleet: Fleet) -> None:
-    found = re.search(r'"label_values\((\w+), (\w+)\)"', FILE.read_text())
+    found = re.search(r'"label_values\((\w+), (\w+)\)"', DASHBOARD.read_text())
     assert found is not None
     hosts = fleet.server.get(f"label/{found[2]}/values", **{"match[]": found[1]})
     assert hosts == [WELL, ILL]

@@ -95,13 +95,13 @@ class Metrics:
         }
         self._downloads: dict[str, tuple[_Unfinished, ...]] = {}  #: by digest, as scanned last
         self._lists_blobs = True  #: whether all scans since the last full one could list the blobs
-        # All kinds, and errors, from the start: a counter that begins at 1 has no rate.
+        # What is asked for from the start: a counter that begins at 1 has no rate.
         self._counts: dict[str, Counter[tuple[str, ...]]] = {
             "repairs_total": Counter({(): 0}),
             "saved_bytes_total": Counter({(): 0}),
             "freed_bytes_total": Counter({(): 0}),
             "refusals_total": Counter({(kind.value,): 0 for kind in RefusalKind}),
-            "events_total": Counter({(EventType.ERROR.value,): 0}),
+            "events_total": Counter({(EventType.ERROR.value,): 0, (EventType.REFUSED.value,): 0}),
         }
         self._count_lock = threading.Lock()
         self._registry: CollectorRegistry | None = None
