@@ -183,10 +183,7 @@ class Shift(NamedTuple):
 
 
 class Unsure(NamedTuple):
-    """A start of the machine that seems to lie before the last scan, in another start.
-
-    Either the clock was set back, or that was another machine, which then goes on counting.
-    """
+    """A start that seems to lie before the last scan's: of another machine, or of a set clock."""
 
     jump: float
     #: The other start, and what was counted in it by then.
@@ -280,10 +277,7 @@ class Download:
 
     @property
     def is_wrong(self) -> bool:
-        """Whether its data was hashed as it is now, and does not match the digest.
-
-        The hash of a longer file proves nothing: a server cuts it first.
-        """
+        """Whether it was hashed as it is, at its true length, and does not match the digest."""
         data = self.data
         if data is None or data.size != self.total:
             return False
@@ -970,10 +964,7 @@ class Outcome(NamedTuple):
 
 
 class Mode(NamedTuple):
-    """What one run may plan, hash and ask, and how patient it is.
-
-    `docs/architecture.md` has the table of the fields, and `decide.modes` that of the modes.
-    """
+    """What one run may plan, hash and ask: `docs/architecture.md` and `decide.modes`."""
 
     repair: bool = False
     repair_stale: bool = False

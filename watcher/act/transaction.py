@@ -700,10 +700,7 @@ def _changed_if(error: type[OSError], name: str) -> Iterator[None]:
 def leave_quarantine(
     store: int, entry: Entry, back_into: tuple[int, int] | None, *, loose: bool
 ) -> None:
-    """Move a kept file `back_into` the ``blobs`` that was meant, or remove it for good (None).
-
-    Raises FileExistsError where its place is taken, ChangedError where it is not the file meant.
-    """
+    """Move a kept file `back_into` its ``blobs``, or remove it (None). ChangedError, OSError."""
     with state_folder.opened(store, QUARANTINE) as quarantine:
         check_same(entry.name, quarantine, entry, loose=loose)
         if back_into is None:

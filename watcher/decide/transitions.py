@@ -365,10 +365,7 @@ def _last_progress(download: Download, before: Remembered | None, now: float) ->
 
 
 def _doubted(before: Remembered | None, download: Download) -> Ranges:
-    """What must not be believed later either, whatever becomes of the sidecars meanwhile.
-
-    What is there and not trusted now, and where attempts start now; a claim settles it.
-    """
+    """What no later scan may believe either: what is not trusted, and where attempts start."""
     trust = download.trust
     untrusted = ranges.difference(trust.present, trust.trusted)
     starts = sidecars.heads(_partition(download))

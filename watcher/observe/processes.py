@@ -459,10 +459,7 @@ def _variables(proc: str, pid: int) -> dict[str, str] | None:
 
 
 def _same_blobs(host: Host, pid: int, store: str) -> tuple[bool | None, bool]:
-    """Whether a server's blobs are ours, with that server's eyes; None where that can't be known.
-
-    And whether its store is another one for all that, of which both or one has linked its blobs.
-    """
+    """Whether a server's blobs are ours (None: unknown), and its store another all the same."""
     root = f"{host.proc}/{pid}/root" if store.startswith("/") else f"{host.proc}/{pid}/cwd"
     there = f"{root}/{store.lstrip('/')}"
     try:

@@ -158,10 +158,7 @@ class Named:
     # ------------------------------------------------------------ the walk through manifests/
 
     def walk(self, folder: int, parts: _Parts, *, hidden: bool, removable: bool) -> bool:
-        """Read a folder; whether the server's start leaves nothing in it.
-
-        `hidden`: the server can't see it. `removable`: the server can remove it once it is empty.
-        """
+        """Read a folder (`hidden` from the server, `removable` by it); whether it gets empty."""
         path = "/".join(("manifests", *parts))
         itself = os.fstat(folder)
         if parts:  # its own folder is a name of the store
@@ -223,11 +220,8 @@ class Named:
         return False
 
     def follow(self, name: str, parent: int, path: str, folder: int) -> None:
-        """Note a folder that was entered, unless it is the one there, or a trusted link led to it.
-
-        What is at its name may be exchanged after it was entered.
-        """
-        found = os.fstat(folder)
+        """Note an entered folder, unless it is what is there, or a trusted link led there."""
+        found = os.fstat(folder)  # what is at its name may be exchanged by now
         with contextlib.suppress(OSError):
             named = os.stat(name, dir_fd=parent, follow_symlinks=False)
             is_link = stat.S_ISLNK(named.st_mode)
@@ -442,12 +436,7 @@ def _parse_open(fd: int, status: os.stat_result) -> manifests.Manifest:
 
 
 def scan_store(store: int, access: Access, mode: Mode, *, manifests_hidden: bool) -> Scan:
-    """One pass over the whole store behind the descriptor `store`.
-
-    `access`: who the server runs as. `mode`: to `verify`, each valid blob is kept, too, and for a
-    `survey` what they take by the models that name them. `manifests_hidden`: the server sees no
-    manifest at all, so that none protects a blob.
-    """
+    """One pass over a store, for the server's user; `manifests_hidden`: who sees none."""
     named = scan_manifests(store, access, space=mode.survey)
     census = _Census(named, mode, manifests_hidden=manifests_hidden)
     # blobs/ itself may be a symlink that the owner made; nothing below it is followed.
@@ -505,11 +494,7 @@ def scan_above(path: str, access: Access) -> None:
 
 
 def scan_digests(store: int, digests: Iterable[str]) -> Scan:
-    """Look at the downloads of some digests only, by their names; the census stays empty.
-
-    Nothing grows with the store: no folder is listed (a sidecar with a strange name is not seen),
-    and no manifest read.
-    """
+    """Downloads by their names alone: no folder is listed, and no manifest read."""
     named = Named()
     downloads: dict[str, Pieces] = {}
     with named.opened("blobs", store, follow=True) as fd:

@@ -35,11 +35,7 @@ def no_prune(environment: Mapping[str, str]) -> bool:
 
 
 def server_url(setting: str) -> str:
-    """The URL at which a server with this ``OLLAMA_HOST`` is reached; "" is the usual one.
-
-    The port is 80 or 443 where only a scheme is given, and 11434 where there is none. Raises
-    ValueError for what is no address.
-    """
+    """The URL of a server with this ``OLLAMA_HOST`` ("": the usual one). Raises ValueError."""
     scheme, named, rest = trimmed(setting).partition("://")
     if not named:
         scheme, rest = "http", scheme

@@ -238,10 +238,7 @@ def _escaped(char: str) -> str:
 
 
 def file_safe(name: str) -> str:
-    """A model's name as a file name: everything but letters, digits, ``._-`` becomes ``%NN``.
-
-    A very long one is cut, and distinguished by the hash of the whole.
-    """
+    """A model's name as a file name: ``%NN`` for what is odd, and a hash for what is too long."""
     from urllib.parse import quote  # not needed for help
 
     safe = quote(name, "", errors="surrogatepass").replace("~", "%7E")

@@ -192,9 +192,7 @@ def _authorization(proxy: SplitResult | None) -> dict[str, str]:
 
 
 def sizes(raw: bytes, right: Mapping[str, int] = _NOTHING) -> dict[str, int]:
-    """The digests of all layers and of the config, each once, with their bytes.
-
-    `right`: what is known to be right for some digests, whether the manifest names them or not.
+    """The digests of layers and config with their bytes, by the manifest or as they are `right`.
 
     Raises ValueError for what is no manifest, and for bytes that no layer can have. A server pulls
     such a model all the same: it goes by the lengths that the registry answers.

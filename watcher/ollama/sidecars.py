@@ -62,10 +62,7 @@ def part_fault(number: int | None, part: Part) -> str | None:
 
 
 def faults(sidecars: Sequence[Sidecar], total: int | None) -> tuple[str, ...]:
-    """Why the server can't go on with this set as it stands; empty where it can.
-
-    `total` is the layer's true length in bytes, where something other than the set gives it.
-    """
+    """Why the server can't go on with this set, if so; `total`: the length by something else."""
     faulty = [each for each in sidecars if each.fault]
     found = [f"part {'?' if each.number is None else each.number}: {each.fault}" for each in faulty]
     numbers = {each.number for each in sidecars if each.number is not None}

@@ -142,10 +142,7 @@ def remove_surplus(target: Target, digests: Set[str]) -> None:
 
 
 def astray(target: Target, model: str, missing: Mapping[str, int]) -> Iterator[str]:
-    """Where the bytes of missing layers lie, and the command that brings them to their place.
-
-    `missing`: digests with their bytes, as the registry's manifest of `model` has them.
-    """
+    """Where the bytes of `missing` layers of a model lie, and what brings them to their place."""
     host = target.host or target.named
     if host is None or not missing:
         return

@@ -31,11 +31,7 @@ _LONGEST_WAIT = 24 * 3600.0  #: waiting for a time of the wall clock, it is read
 
 
 class QueueProcess:
-    """Runs the queue of one store after `turn`, with one process at a time.
-
-    `run` is the command line, or starts that process in another way. `warn` is called in a thread
-    of ours where it does not run as it should.
-    """
+    """Runs the queue after `turn`, one process at a time: `run` is its command, or a starter."""
 
     def __init__(
         self, host: Host, run: Sequence[str] | Starter, warn: Callable[[str], None]

@@ -50,11 +50,7 @@ def server_url(host: str | None, variables: Mapping[str, str]) -> str:
 
 
 def url_of_store(host: Host, environment: Mapping[str, str]) -> str:
-    """The URL by ``OLLAMA_HOST``, else of the one server that is seen to have a store.
-
-    Where there is none such, or several are, the usual one. "" where the server there is seen to
-    have another store.
-    """
+    """The URL by ``OLLAMA_HOST``, or of the one server seen to have a store; "" for another's."""
     url = server_url(None, environment)
     servers = _servers(host)
     if not environment.get("OLLAMA_HOST"):

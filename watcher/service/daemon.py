@@ -265,10 +265,7 @@ class _Service:
             self._emit(EventType.SERVICE_STOPPED, f"ollama-watch stopped: {self._ended_by}")
 
     def _take_store(self) -> bool:
-        """Take the store, or keep it; True where it is another one than before, or the first.
-
-        Raises FileNotFoundError, LockedError, RefusedError.
-        """
+        """Take the store, or keep it; whether it is new here. Raises LockedError, RefusedError."""
         with folders.opened_store(self._host.store) as store:
             status = os.fstat(store)
             is_new = self._store != (status.st_dev, status.st_ino)

@@ -97,10 +97,7 @@ def optional(check: Callable[[Any], T]) -> Callable[[object], T | None]:
 
 
 def kept(check: Callable[[Any], object], key: str = "", *, later: bool = False, **more: Any) -> Any:
-    """A field of a dataclass that a file of ours keeps, with what checks its value there.
-
-    `key`: its name there, where that is another one. `later`: files from before may not have it.
-    """
+    """A dataclass's field in a file (as `key`) and its check; `later`: old files may lack it."""
     return field(metadata={"check": check, "key": key, "later": later}, **more)
 
 

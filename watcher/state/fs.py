@@ -750,10 +750,7 @@ _NO_COPY = frozenset({errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP,
 
 
 def open_data(name: str, parent: int) -> int:
-    """A file of ours that is read, and written at any place; it is made where there is none.
-
-    Raises OSError, with EINVAL or EMLINK for what is not to be written to.
-    """
+    """A file of ours to be read and written anywhere; made if need be. OSError, as `_check`."""
     fd = _opened_or_made(name, parent, os.O_RDWR, file_mode(os.fstat(parent)))
     with _closed_on_error(fd):
         _check(os.fstat(fd), name, os.fstat(parent), alone=True)
@@ -792,11 +789,7 @@ def blank(fd: int, start: int, end: int) -> None:
 
 
 def copy(source: int, fd: int, start: int, end: int) -> None:
-    """Copy the bytes ``[start, end)`` of a file to the same place in such a file.
-
-    Where the file system can, they are shared and not copied. Raises OSError, with ENODATA where
-    the source ends before.
-    """
+    """Copy bytes to the same place, shared if possible. Raises OSError: ENODATA at an early end."""
     while start < end:
         try:
             count = os.copy_file_range(source, fd, end - start, start, start)

@@ -251,11 +251,9 @@ def brought_up(seen: Evidence, folder: str) -> str:
 
 
 def moved_up(seen: Evidence, folder: str, parts: list[str], *, finished: bool) -> str:
-    """The command that moves parts of a store in the store to where the server looks.
-
-    `finished`: no unfinished downloads, since files of two of one digest don't fit together.
-    """
+    """The command that moves parts of a store in the store to where the server looks."""
     here, there = f"{seen.place.path}/{folder}/", f"{seen.place.path}/"
+    # The files of two unfinished downloads of one digest don't fit together.
     which = ("!", "-name", "*-partial*", "!", "-name", "*.tmp") if finished else ()
     move = 'to=$2${3#"$1"}; test -e "$to" || mv -nT "$3" "$to"; ! test -e "$3"'
     # With its links counted, find knows of what was moved that it is no folder.

@@ -29,10 +29,7 @@ def facts(pid: int, proc: str = "/proc") -> dict[str, list[str]]:
 def is_stranger(
     pid: int, folder: os.stat_result, proc: str = "/proc", owners: Collection[int] = ()
 ) -> bool:
-    """Whether a process is known to be nobody's who may write to a folder; one that is gone is.
-
-    (A lock of ours goes with the process that took it.) `owners`: who may write to what is there.
-    """
+    """Whether a process is gone, or surely of nobody who may write there, as `owners` may."""
     if folder.st_mode & 0o002:
         return False
     try:
