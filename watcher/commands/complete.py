@@ -35,8 +35,6 @@ def _matching(start: str, found: Iterable[str]) -> list[str]:
 
 
 def _names(look: Callable[[str], Known]) -> Completes:
-    """Completes the names that `look` finds in a store as models."""
-
     def complete(at: click.Context, _: click.Parameter, start: str) -> list[str]:
         return _matching(start, (model for each in _known(at, look) for model in each.models))
 

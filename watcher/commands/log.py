@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -49,14 +50,7 @@ _TAIL = 10
 @click.option(
     "-n", "--lines", type=click.IntRange(min=0), metavar="N", help="Only the last N events."
 )
-def log(
-    context: Context,
-    target: str | None,
-    since: float | None,
-    types: tuple[str, ...],
-    follow: bool,
-    lines: int | None,
-) -> Exit:
+def log(context: Context, target: str | None, follow: bool, lines: int | None, **only: Any) -> Exit:
     """Show the event log.
 
     Works without a daemon. With --json, prints the lines as they are stored.
@@ -69,9 +63,9 @@ def log(
     about = None
     if target is not None:
         about = targets.among([*map(_known, stores), *context.elsewhere], [target])
-    most = _TAIL if follow and lines is None and since is None else lines
+    most = _TAIL if follow and lines is None and only["since"] is None else lines
     for store in stores:
-        events = _Events(context, store, about, since, types)
+        events = _Events(context, store, about, **only)
         try:
             wanted = events.wanted(to_the_end=not follow)
             found = wanted if most is None else deque(wanted, maxlen=most)
@@ -80,7 +74,7 @@ def log(
             else:
                 events.sum_up(found, f" of {target}" if target else "")
             known = ", ".join(names.printable(each) for each in sorted(events.types))
-            for kind in sorted({*types} - events.types if events.types else ()):
+            for kind in sorted({*only["types"]} - events.types if events.types else ()):
                 complain(f"the log has no event of type {names.printable(kind)}, only of {known}")
             while follow:
                 time.sleep(_POLL_SECONDS)
@@ -117,22 +111,16 @@ def _known(store: str) -> Known:
 class _Events:
     """Those lines of a store's log that are wanted, on their way to stdout."""
 
-    def __init__(
-        self,
-        context: Context,
-        store: str,
-        target: Targets | None,
-        since: float | None,
-        types: tuple[str, ...],
-    ) -> None:
+    def __init__(self, context: Context, store: str, target: Targets | None, **only: Any) -> None:
         from watcher.show import log as shown
         from watcher.state.event_log import Log
 
         self._context, self._json = context, context.json
         self._text = shown.printer(color=context.colored())
         self._log, self._damaged = Log(store), 0
-        self._since, self._types = since, types
-        self._models = None if target is None else target.models
+        self._since = -math.inf if only["since"] is None else only["since"]
+        self._types = only["types"]
+        self._target = target
         #: While a log is read, what belongs to a model is learned.
         self._digests = set() if target is None else set(target.digests)
         self.types: set[str] = set()  #: those that the log has at all
@@ -140,21 +128,17 @@ class _Events:
     def wanted(self, *, to_the_end: bool = False) -> Iterator[Event]:
         for line in self._log.read(to_the_end=to_the_end):
             self.types.add(line.event_type)
-            if (
-                (self._since is None or line.at >= self._since)
-                and (not self._types or line.event_type in self._types)
-                and self._is_about(line)
-            ):
+            is_of_type = not self._types or line.event_type in self._types
+            if line.at >= self._since and is_of_type and self._is_about(line):
                 yield line
 
     def _is_about(self, line: Event) -> bool:
-        if self._models is None:
+        if self._target is None:
             return True
-        digests = line.digests
-        if not self._models.isdisjoint(map(str.lower, line.models)):
-            self._digests |= digests
+        if not self._target.models.isdisjoint(map(str.lower, line.models)):
+            self._digests |= line.digests
             return True
-        return not self._digests.isdisjoint(digests)
+        return not self._digests.isdisjoint(line.digests)
 
     def show(self, lines: Iterable[Event]) -> None:
         for line in lines:

@@ -213,7 +213,6 @@ def _foreign_intents(evidence: Evidence) -> Iterator[Finding]:
 
 
 def _place(evidence: Evidence) -> Iterator[Finding]:
-    """What is wrong with the store's folder, and with who works there."""
     place, census = evidence.place, evidence.census
     if census.unnamed and not census.manifests and not is_blind(evidence):
         yield found("store_no_manifests", "manifests")

@@ -154,7 +154,6 @@ def take_over(diagnosed: Diagnosed, evidence: Evidence) -> model.Planned:
 
 
 def _not_worth_it(diagnosed: Diagnosed) -> safety.Why | None:
-    """Why a transfer of ours is of no use to the server."""
     match diagnosed.condition:
         case model.Condition.TRANSFER if not diagnosed.download.trust.trusted:
             return safety.Why(RefusalKind.UNKNOWN, diagnosed.because, "clean it once it is stale")

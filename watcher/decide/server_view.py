@@ -89,7 +89,6 @@ def _counted(each: Barred) -> str:
 
 
 def _owned(each: Barred) -> str:
-    """Whose the first few are, with which mode."""
     shown: list[str] = []
     for path, entry in each.first:
         digest = names.parse_blob(path.rpartition("/")[2]).digest
@@ -102,7 +101,6 @@ def _owned(each: Barred) -> str:
 
 
 def _cure(each: Barred, evidence: Evidence) -> str:
-    """The command that lets the server's user in."""
     user, entry = evidence.next_start.user, each.first[0].entry
     if each.need is Need.ENTER:
         who = "u" if each.own else "g" if entry.gid in user.groups else "o"

@@ -152,7 +152,6 @@ def _who(diagnosed: Diagnosed) -> str:
 def _news(
     diagnosed: Diagnosed, before: Remembered | None, now: Remembered, occasion: Occasion
 ) -> Iterator[tuple[EventType, str]]:
-    """What is new about a download besides its progress."""
     download, who = diagnosed.download, _who(diagnosed)
     live = diagnosed.condition is Condition.LIVE
     ended = diagnosed.digest in occasion.ended and not download.ours
@@ -374,7 +373,6 @@ def _doubted(before: Remembered | None, download: Download) -> Ranges:
 
 
 def _partition(download: Download) -> tuple[model.Part, ...]:
-    """The parts of a sound set of sidecars."""
     if download.faults:
         return ()
     return tuple(sidecar.part for sidecar in download.sidecars if sidecar.part is not None)

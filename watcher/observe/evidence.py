@@ -128,7 +128,6 @@ class _Look:
     def _of_store(
         self, made: Evidence, found: scan.Scan, coming: NextStart, seen: processes.Seen
     ) -> Evidence:
-        """The evidence with what only a look at the whole store shows."""
         host, memory, store = self.host, self.memory, self.store
         # A running server's user who can change nothing here counts only where everything may have
         # become root's by mistake: else anybody could have the store given to him.

@@ -563,7 +563,6 @@ class _Census:
                 self.named.unlist("blobs", error)
 
     def _judge_folder(self) -> None:
-        """What the server's user can't do in ``blobs`` itself."""
         access, status = self.access, os.fstat(self.folder)
         itself = entry("blobs", status)
         if not access.folder(self.folder, status, Need.READ):

@@ -204,7 +204,6 @@ def _of_blobs(host: Host) -> str:
 
 
 def _of_python() -> str:
-    """What this Python lacks for it."""
     try:
         importlib.import_module("pycurl")
     except ImportError as error:

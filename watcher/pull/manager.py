@@ -520,7 +520,6 @@ def _read_manifest(manifest: object) -> tuple[bytes, dict[str, int]]:
 
 @contextlib.contextmanager
 def _kept(raised: list[BaseException]) -> Iterator[None]:
-    """Whatever is raised inside is deferred."""
     try:
         yield
     except BaseException as error:

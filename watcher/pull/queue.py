@@ -339,7 +339,6 @@ def _still(item: Item, taken: Item) -> bool:
 
 
 def _reasons(item: Item, now: float, why: str) -> tuple[Reason, ...]:
-    """The item's reasons, and one more if there is one."""
     more = (Reason(now, names.sayable(why)),) if why else ()
     return (*item.so_far.reasons, *more)[-_MOST_REASONS:]
 

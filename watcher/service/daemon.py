@@ -77,7 +77,6 @@ def run(host: Host, read_settings: Callable[[], Settings], children: Children) -
 
 
 def _give_back() -> None:
-    """Give back the memory that a full scan took and that is not needed at rest."""
     memory.let_go()
     registry_cache.FILE.let_go()
     gc.collect()

@@ -191,7 +191,6 @@ def _forecast(foreseen: model.Forecast, seen: Evidence) -> Iterator[Line]:
 
 
 def _is_drawn(finding: model.Finding) -> bool:
-    """Whether the drawing of its download shows what a finding reports."""
     beside = ("download_stale", "download_at_risk")
     return finding.kind.startswith("download_") and finding.kind not in beside
 

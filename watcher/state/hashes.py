@@ -142,7 +142,6 @@ class Hashes:
             yield set().union(*rows) - hidden, set(filter(names.is_blob, shard.others)) - new
 
     def _prefixes(self) -> Sequence[str]:
-        """The beginnings of which there are files."""
         if self._store is None:
             return ()
         try:
