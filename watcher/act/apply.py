@@ -36,7 +36,6 @@ from watcher.ollama import names, ranges, sidecars
 from watcher.state import folders, fs, memory, state_folder, transfers
 from watcher.state.hashes import Hashed
 from watcher.state.memory import Memory, Touched
-from watcher.state.transfers import Kept
 from watcher.system import advice
 
 _MOST_NAMED = 100
@@ -218,7 +217,7 @@ class _Batch(NamedTuple):
         trusted, total = its[0].trust.trusted, its[0].total
         if transfers.has_more(folder, digest, self.seen.boot, trusted):
             raise transaction.changed(transfers.DATA)
-        told = transfers.encoded(digest, Kept(total, trusted, trusted))
+        told = transfers.encoded(digest, transfers.Kept(total, trusted, trusted))
         return replace(_change([action], self.seen), writes={transfers.LEDGER: told})
 
     def _put_in_place(self, folder: int, action: Action) -> None:
@@ -233,7 +232,9 @@ class _Batch(NamedTuple):
                 _make_blob(fd, folder, blobs)
             # What a kill leaves there once it is done is the damaged one: to be doubted.
             everything = ((0, meant.size),)
-            told = transfers.encoded(action.subject, Kept(meant.size, everything, everything))
+            told = transfers.encoded(
+                action.subject, transfers.Kept(meant.size, everything, everything)
+            )
             fs.save(transfers.LEDGER, folder, told)
             change = _change([action], self.seen)
             change = replace(change, digest=action.subject, takes=action.surplus)

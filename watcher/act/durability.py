@@ -22,7 +22,6 @@ from watcher.observe.host import Host
 from watcher.ollama import names, ranges, sidecars
 from watcher.state import folders, fs, memory
 from watcher.state.event_log import Event, EventType
-from watcher.state.memory import Memory, Remembered
 
 SLICE = 16 * MIB  #: so much is written at once; whether to stop is asked in between
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.001, 0.05  #: seconds, doubled each time up to the longest
@@ -46,7 +45,7 @@ class Need(NamedTuple):
     entry: Entry
     wanted: Ranges
     digest: str = ""
-    record: Remembered | None = None
+    record: memory.Remembered | None = None
 
 
 def write_back(blobs: int, needs: Sequence[Need], stop: Callable[[], bool]) -> Iterator[Written]:
@@ -176,7 +175,7 @@ def keep_refused(journal: Journal, now: float, refused: Iterable[tuple[str, Writ
     return journal.save(known)
 
 
-def still_doubted(known: Memory, seen: Evidence) -> list[str]:
+def still_doubted(known: memory.Memory, seen: Evidence) -> list[str]:
     """The digests that another start of the machine has noted, and that a look did not read."""
     return [
         each.digest

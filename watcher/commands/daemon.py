@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 from watcher import config
 from watcher.commands import declare
 from watcher.commands.context import Context, complain
-from watcher.config import Settings
 from watcher.errors import Exit, SettingsError, WatchError, named
 
 if TYPE_CHECKING:
@@ -43,7 +42,7 @@ def daemon(context: Context) -> Exit:
     host = replace(context.host(found), report=_printer(context))
     first = [context.settings]  # as root has read them, before it became the owner
 
-    def settings() -> Settings:
+    def settings() -> config.Settings:
         return first.pop() if first else _read_again(context)
 
     file = context.config_file or config.SYSTEM_FILE
@@ -71,7 +70,7 @@ def daemon(context: Context) -> Exit:
     return Exit.HEALTHY
 
 
-def _read_again(context: Context) -> Settings:
+def _read_again(context: Context) -> config.Settings:
     """The settings as they are now. Raises SettingsError with what helps."""
     try:
         return config.load(context.config_file, os.environ)

@@ -17,7 +17,6 @@ from watcher.pull import target
 from watcher.pull.account import Options
 from watcher.pull.driver import Pull
 from watcher.pull.failures import Cause
-from watcher.pull.target import Target
 from watcher.show import progress
 from watcher.system import stopping
 
@@ -87,7 +86,7 @@ def _report(context: Context, one: Pull) -> Exit:
     return Exit.USAGE if cause is Cause.NO_MODEL else Exit.FAILED
 
 
-def site_of(context: Context, host: str | None) -> Target:
+def site_of(context: Context, host: str | None) -> target.Target:
     """The server, and its store where that is here."""
     found = None
     try:

@@ -4,7 +4,6 @@ from collections.abc import Iterable, Iterator
 
 from watcher import model
 from watcher.decide import blob_findings, conditions, findings, safety
-from watcher.decide.conditions import Step
 from watcher.model import DAY, Action, ActionKind, Diagnosed, Evidence, Plan, Refusal, Rules, Spared
 from watcher.ollama import names
 from watcher.system import advice
@@ -12,9 +11,9 @@ from watcher.system import advice
 
 def of_download(diagnosed: Diagnosed, evidence: Evidence) -> Iterator[model.Planned]:
     match conditions.row(diagnosed.condition).clean:
-        case Step.REMOVE_SURPLUS:
+        case conditions.Step.REMOVE_SURPLUS:
             yield surplus(diagnosed, evidence)
-        case Step.REMOVE:
+        case conditions.Step.REMOVE:
             yield _removal(diagnosed, evidence, ActionKind.REMOVE_DOWNLOAD)
 
 

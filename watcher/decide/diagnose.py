@@ -2,7 +2,6 @@
 
 from watcher import model
 from watcher.decide import at_risk, blob_findings, conditions, findings, forecast, server_view
-from watcher.decide.conditions import settled_condition
 from watcher.decide.finding_kinds import found as finding
 from watcher.model import QUIET_SECONDS, Condition, Diagnosed, Diagnosis, Download, Evidence, Rules
 from watcher.state.event_log import clock
@@ -43,7 +42,7 @@ def _diagnose(download: Download, evidence: Evidence, rules: Rules) -> Diagnosed
     quiet = 0.0 if latest is None else _quiet(download, latest, evidence)
     since = latest if download.progress_at is None else download.progress_at
     age = 0.0 if since is None else evidence.age_of(since)
-    condition, because = settled_condition(download)
+    condition, because = conditions.settled_condition(download)
     if alive := _why_alive(download, evidence, quiet):
         condition, because = Condition.LIVE, alive
     row = conditions.row(condition)

@@ -5,7 +5,6 @@ import functools
 from typing import NamedTuple
 
 from watcher.decide import conditions
-from watcher.decide.conditions import Step
 from watcher.model import Finding, Severity
 from watcher.ollama import names
 
@@ -51,7 +50,7 @@ _DOWNLOADS = (
             each.sentence.replace("{}", "{who}"),
             severity=each.severity,
             left=Left.BY_BOTH
-            if each.severity is ERROR and each.repair is Step.NOTHING
+            if each.severity is ERROR and each.repair is conditions.Step.NOTHING
             else Left.NONE,
         )
         for each in conditions.TABLE

@@ -7,7 +7,6 @@ from rich.filesize import decimal
 
 from watcher import model
 from watcher.decide import at_risk, conditions
-from watcher.decide.at_risk import Doomed
 from watcher.decide.conditions import NextPull, Step
 from watcher.decide.finding_kinds import CHECK_DISK, found
 from watcher.model import Condition, Diagnosed, Download, Entry, Evidence, Finding, Rules, Sizes
@@ -34,7 +33,7 @@ def sizes(entries: Iterable[Entry]) -> Sizes:
 
 
 def of_download(
-    diagnosed: Diagnosed, evidence: Evidence, rules: Rules, doomed: Doomed
+    diagnosed: Diagnosed, evidence: Evidence, rules: Rules, doomed: at_risk.Doomed
 ) -> Iterator[Finding]:
     """The findings about one download; `doomed`: what the next server start deletes, and when."""
     download, condition = diagnosed.download, diagnosed.condition

@@ -5,8 +5,6 @@ from typing import NamedTuple, TypeAlias
 
 from watcher import model
 from watcher.decide import conditions, finding_kinds
-from watcher.decide.conditions import NextPull
-from watcher.decide.finding_kinds import Left
 from watcher.model import WRONG, BlobFault, Diagnosis, Evidence, Finding, ManifestFault, Unseen
 from watcher.ollama import names
 
@@ -41,7 +39,7 @@ def of_repair(
     pulled = {
         name
         for each in diagnosis.diagnosed
-        if conditions.row(each.condition).next_pull is not NextPull.IGNORES
+        if conditions.row(each.condition).next_pull is not conditions.NextPull.IGNORES
         for name in each.download.models
     }
     reported = frozenset(known)
@@ -49,7 +47,7 @@ def of_repair(
     def is_left(finding: Finding) -> bool:
         # The pull of an unfinished model fetches a missing blob with the rest of it.
         comes = finding.kind == "blob_missing" and set() < set(finding.models) <= pulled
-        left = finding_kinds.row(finding.kind).left is not Left.NONE
+        left = finding_kinds.row(finding.kind).left is not finding_kinds.Left.NONE
         return left and reported.isdisjoint(_subjects(finding)) and not comes
 
     return Remaining(tuple(filter(is_left, _errors(diagnosis, meant))), blind)
@@ -58,7 +56,7 @@ def of_repair(
 def of_cleaning(seen: Evidence, diagnosis: Diagnosis, meant: Meant) -> Remaining:
     """What `clean` could not inspect, or does nothing about."""
     rows = ((each, finding_kinds.row(each.kind)) for each in _errors(diagnosis, meant))
-    left = [(each, row) for each, row in rows if row.left is Left.BY_BOTH]
+    left = [(each, row) for each, row in rows if row.left is finding_kinds.Left.BY_BOTH]
     blind = any(row.hides for _, row in left) or _unread(seen, meant)
     return Remaining(tuple(each for each, _ in left), blind)
 

@@ -41,7 +41,6 @@ from watcher.observe import (
 )
 from watcher.observe.blobs import asked, look_at_quarantine, remembered, with_memory, with_own_time
 from watcher.observe.host import Host
-from watcher.observe.parts import Content, data_behind
 from watcher.ollama import names, ranges, sidecars
 from watcher.state import folders, fs, state_folder
 from watcher.state.memory import Memory, Remembered, bound_to
@@ -456,7 +455,7 @@ class _Reader:
         if self.data is None or self.data.kind is not Kind.FILE or self.data.size <= known:
             return ""
         with self._opened(self.data) as fd:
-            found = data_behind(fd, known)
+            found = parts.data_behind(fd, known)
         return f"and there is data at byte {found:,}" if found is not None else ""
 
     def _trust(self, read: Sequence[Sidecar], faults: Sequence[str], total: int | None) -> Trust:
@@ -487,7 +486,7 @@ class _Reader:
             now = self._unchanged_since(os.fstat(fd))
             reads = record.reads if record is not None else None
             same = now is not None and reads is not None and reads._replace(answers="") == now
-            content = Content(fd, min(data.size, total), reads if same else None)
+            content = parts.Content(fd, min(data.size, total), reads if same else None)
             trust = parts.trust(content, whole, doubts, limits)
             self.reads = now and now._replace(answers=content.answers)
             return trust

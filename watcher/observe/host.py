@@ -11,7 +11,6 @@ from watcher.ollama import registry, server
 from watcher.ollama.names import ModelName
 from watcher.state import registry_cache
 from watcher.state.event_log import Event
-from watcher.state.registry_cache import Answer, KnownLayers
 from watcher.system import advice
 
 
@@ -34,9 +33,11 @@ class Host:
     #: Bytes that a model's registry has of a digest; None: it does not report that. OSError.
     registry_length: Callable[[ModelName, str], int | None] = registry.length
     #: A model's manifest from its registry, kept in the store behind a descriptor, if any is given.
-    registry_manifest: Callable[[int | None, ModelName], Answer] = registry_cache.manifest
+    registry_manifest: Callable[[int | None, ModelName], registry_cache.Answer] = (
+        registry_cache.manifest
+    )
     #: What is known of layers that no manifest of the store behind a descriptor names.
-    known_layers: Callable[[int], KnownLayers] = registry_cache.known_layers
+    known_layers: Callable[[int], registry_cache.KnownLayers] = registry_cache.known_layers
     #: Fetches what an action is about beside it; the file that then holds it. Raises WatchError,
     #: EndedError, and OSError.
     fetch: Callable[[Action], Entry] | None = None

@@ -14,7 +14,6 @@ from watcher.observe import scan
 from watcher.observe.host import Host
 from watcher.ollama import names
 from watcher.state import folders, memory, registry_cache, state_folder, transfers
-from watcher.state.registry_cache import KnownLayers
 
 _DIGITS = re.compile(r"(?:sha256[:-])?([0-9a-fA-F]{4,64})(?:-partial(?:-[0-9]+)?|\.tmp)?")
 _MOST_NEAREST = 5
@@ -52,7 +51,9 @@ def among(known: Sequence[Known], wanted: Sequence[str]) -> Targets:
     return Targets(models, frozenset().union(*(each.digests for each in found)))
 
 
-def known(path: str, layers: Callable[[int], KnownLayers] = registry_cache.known_layers) -> Known:
+def known(
+    path: str, layers: Callable[[int], registry_cache.KnownLayers] = registry_cache.known_layers
+) -> Known:
     """What is in a store, and what `layers` knows of; nothing where it can't be read."""
     models: dict[str, set[str]] = {}
     digests: set[str] = set()

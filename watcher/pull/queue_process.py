@@ -20,7 +20,6 @@ from watcher.observe.host import Host
 from watcher.pull import queue, running
 from watcher.pull.queue import Queue
 from watcher.state import event_log, folders, state_folder
-from watcher.state.state_folder import QUEUE_LOCK
 from watcher.system import advice, leash
 from watcher.system.leash import Started, Starter
 
@@ -44,7 +43,7 @@ class QueueProcess:
         self._on = self._ended = False
         self._process: Started | subprocess.Popen[bytes] | None = None
         #: The lock by which others see that somebody runs the queue.
-        self._seen = state_folder.LongLock(QUEUE_LOCK)
+        self._seen = state_folder.LongLock(state_folder.QUEUE_LOCK)
         self._anew = False
         self._rate: int | None = None
         self._pause, self._not_before = 0.0, 0.0

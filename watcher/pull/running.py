@@ -11,7 +11,6 @@ from watcher.ollama import names
 from watcher.pull import queue
 from watcher.pull.queue import Driven, Item, Queue, Result, Runner
 from watcher.state import fs, records, state_folder
-from watcher.state.state_folder import QUEUE_LOCK
 
 #: Why a drive should stop; empty where it should not. It may be called as often as one likes.
 Why = Callable[[], str]
@@ -113,7 +112,7 @@ def _asking(store: int, item: Item) -> Why:
 @contextmanager
 def seen_to_run(store: int) -> Iterator[bool]:
     """Be seen to run the queue; False where another process does, or nothing can be written."""
-    lock = state_folder.LongLock(QUEUE_LOCK)
+    lock = state_folder.LongLock(state_folder.QUEUE_LOCK)
     try:
         yield hold(lock, store)
     finally:

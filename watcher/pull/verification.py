@@ -10,13 +10,11 @@ from typing import NamedTuple
 
 from watcher import reconcile
 from watcher.decide import blob_findings, modes, remaining
-from watcher.decide.remaining import Verified
 from watcher.errors import WatchError
 from watcher.model import ActionKind, BlobFault, OddBlob, Plan, Result
 from watcher.observe import blobs, scan
 from watcher.ollama import names, registry
 from watcher.ollama.manifests import READ_LIMIT
-from watcher.ollama.names import ModelName
 from watcher.pull.failures import Cause, End
 from watcher.pull.target import Target
 from watcher.reconcile import Reconciler, Report
@@ -41,7 +39,7 @@ def read(path: str, store: int) -> bytes:
         return fs.read_small(name, at, READ_LIMIT)
 
 
-def layers(store: int, model: ModelName) -> Mapping[str, int] | None:
+def layers(store: int, model: names.ModelName) -> Mapping[str, int] | None:
     """What the store's own manifest of a model names, in bytes; None where it has none."""
     try:
         return registry.sizes(read(f"manifests/{model.path}", store))
@@ -98,7 +96,7 @@ def prove(
     return Proof(end=_diagnosed(report, done))
 
 
-def _diagnosed(report: Report, done: Verified) -> End:
+def _diagnosed(report: Report, done: remaining.Verified) -> End:
     damaged = list(_damaged(report, done.wrong))
     if damaged:
         more = f" (and {len(damaged) - 1} more)" if len(damaged) > 1 else ""

@@ -20,13 +20,11 @@ from watcher.config import Settings
 from watcher.decide import events, modes, repairing
 from watcher.model import Plan, Scope
 from watcher.observe.host import Host
-from watcher.reconcile import Reconciler
 from watcher.service.metrics import Metrics
 from watcher.service.scrub import Scrub
 from watcher.service.triggers import BLIND_SECONDS, Digests, Triggers
 from watcher.state import folders, fs, memory, registry_cache, state_folder
 from watcher.state.event_log import Event, EventType
-from watcher.state.state_folder import DAEMON_LOCK
 from watcher.system import stopping
 from watcher.system.worker import Worker
 
@@ -111,11 +109,11 @@ class _Service:
         self._children = children
         self._queue: QueueProcess | None = None
         self._web: WebProcess | None = None
-        self._reconciler = Reconciler(host, settings)
+        self._reconciler = reconcile.Reconciler(host, settings)
         self._scrub = Scrub(host, self.warn)
         self._behind = Worker("behind", self._write_behind)
         self._wake: Callable[[Digests], None] = lambda _: None
-        self._lock = state_folder.LongLock(DAEMON_LOCK)
+        self._lock = state_folder.LongLock(state_folder.DAEMON_LOCK)
         self.rereads = False  #: whether to reread the settings
         self._ended_by = "its end"
         self._store: tuple[int, int] | None = None  #: device and inode of the store that is ours

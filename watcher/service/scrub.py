@@ -21,7 +21,6 @@ from watcher.errors import EndedError
 from watcher.model import HOUR, ActionKind, Plan
 from watcher.observe.host import Host
 from watcher.ollama import names
-from watcher.reconcile import Reconciler
 from watcher.system.worker import Worker
 
 #: What is done about a blob in doubt.
@@ -104,4 +103,4 @@ class Scrub:
             mode = mode._replace(fetch=True)
             host = replace(host, fetch=Mender(host, settings).fetch)
         with contextlib.suppress(EndedError):
-            Reconciler(host, settings).reconcile(mode, approve=approve)
+            reconcile.Reconciler(host, settings).reconcile(mode, approve=approve)

@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Sequence
 
 from watcher.system import advice, leash
-from watcher.system.leash import Started, Starter
 
 #: The pause after its end; doubled each time up to the longest, unless it has lasted for so long.
 _FIRST_PAUSE, _LONGEST_PAUSE = 5.0, 600.0
@@ -22,11 +21,11 @@ class WebProcess:
     where it does not run as it should.
     """
 
-    def __init__(self, run: Sequence[str] | Starter, warn: Callable[[str], None]) -> None:
+    def __init__(self, run: Sequence[str] | leash.Starter, warn: Callable[[str], None]) -> None:
         self._start, self._warn = leash.starter(run), warn
         self._ended = threading.Event()
         self._lock = threading.Lock()  #: over a process that begins, and the end that is asked for
-        self._process: Started | subprocess.Popen[bytes] | None = None
+        self._process: leash.Started | subprocess.Popen[bytes] | None = None
         self._thread = threading.Thread(target=self._run, name="web")
         self._thread.start()
 

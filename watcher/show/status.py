@@ -15,7 +15,6 @@ from watcher.observe.host import Host
 from watcher.ollama import names, ranges
 from watcher.pull import queue as queues
 from watcher.pull.failures import Asked, Cause, of_error
-from watcher.pull.queue import Queue
 from watcher.pull.speed import Spread, spread
 from watcher.reconcile import Reconciler, Report, remembered
 from watcher.show import documents, log, queue, tables
@@ -107,10 +106,10 @@ class Status:
         }
 
 
-def _kept(path: str) -> tuple[Records, Queue, list[Unseen]]:
+def _kept(path: str) -> tuple[Records, queues.Queue, list[Unseen]]:
     """What is kept of the models' downloads, and the queue; and what of it can't be read."""
     known: Records = {}
-    line = Queue()
+    line = queues.Queue()
     failed: dict[str, WatchError] = {}
     with suppress(OSError), folders.opened_store(path) as store:
         try:

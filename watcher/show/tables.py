@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from watcher import model
 from watcher.decide import at_risk, conditions, findings, remaining
-from watcher.decide.remaining import Verified
 from watcher.model import BlobFault, Condition, Diagnosed, Evidence, Severity, Visibility
 from watcher.ollama import names, ranges
 from watcher.reconcile import Report
@@ -376,7 +375,7 @@ _WRONG = {
 _ASTRAY = "misplaced"
 
 
-def verified_line(done: Verified) -> Line:
+def verified_line(done: remaining.Verified) -> Line:
     """How many blobs a verification has compared with their names, and the result."""
     wrong = Counter(_WRONG[odd.fault] if odd.lies is None else _ASTRAY for odd in done.wrong)
     if wrong:
@@ -391,7 +390,7 @@ def verified_line(done: Verified) -> Line:
     return Line(f"{count(done.checked, 'blob')} checked: {result}{left} {of_these}")
 
 
-def verified(report: Report, done: Verified) -> Iterator[Line]:
+def verified(report: Report, done: remaining.Verified) -> Iterator[Line]:
     """What a verification has found, and what it could not check or write down."""
     yield verified_line(done)
     yield from _findings(remaining.of_verified(report.diagnosis, done), _SHOWN_ALIKE)

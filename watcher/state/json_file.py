@@ -16,7 +16,6 @@ import orjson
 from watcher.errors import LockedError, NoPermissionError, WatchError
 from watcher.ollama import names
 from watcher.state import fs, state_folder
-from watcher.state.state_folder import FOLDER
 from watcher.system import advice
 
 T = TypeVar("T")
@@ -61,7 +60,7 @@ class File(Generic[T]):
 
     def __init__(self, name: str, empty: T, inside: str = "") -> None:
         self.name, self._empty, self._inside = name, empty, inside
-        self._shown = "/".join(filter(None, (FOLDER, inside, name)))
+        self._shown = "/".join(filter(None, (state_folder.FOLDER, inside, name)))
         self._last: tuple[bytes, T] | None = None
 
     def decode(self, found: Mapping[str, Any]) -> T:
@@ -170,7 +169,7 @@ class File(Generic[T]):
         if isinstance(error, state_folder.ForeignError):
             return state_folder.refusal(path, error)
         if isinstance(error, PermissionError) and os.fstat(store).st_uid == os.geteuid():
-            folder = os.path.join(path, FOLDER)
+            folder = os.path.join(path, state_folder.FOLDER)
             there = filter(os.path.lexists, (folder, os.path.join(folder, self.name)))
             if command := advice.line(*there):
                 helps = "let its owner read and write it"

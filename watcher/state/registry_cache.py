@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 from watcher.errors import WatchError
 from watcher.ollama import names, registry
-from watcher.ollama.names import ModelName
 from watcher.state import checks, json_file
 
 SCHEMA = "ollama-watch/registry-cache/1"
@@ -71,7 +70,7 @@ def known_layers(store: int, more: Manifests = _NONE) -> KnownLayers:
     return found
 
 
-def manifest(store: int | None, model: ModelName, *, insecure: bool = False) -> Answer:
+def manifest(store: int | None, model: names.ModelName, *, insecure: bool = False) -> Answer:
     """Ask a model's registry for its manifest; where nobody answers, the one kept in `store`."""
     known = None if store is None else cached(store).get(model.key)
     kept = known.raw.encode() if known else None
@@ -95,7 +94,7 @@ def manifest(store: int | None, model: ModelName, *, insecure: bool = False) -> 
     return Answer(found.raw)
 
 
-def keep(store: int, model: ModelName, raw: bytes, etag: str, now: float) -> None:
+def keep(store: int, model: names.ModelName, raw: bytes, etag: str, now: float) -> None:
     """Keep a model's manifest, where that can be done; the ones asked for last stay."""
     got = as_kept(raw, now, etag)
 
