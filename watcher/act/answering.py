@@ -228,9 +228,6 @@ def _is_as_it_was(fd: int, blobs: int, entry: Entry) -> bool:
     return (now.size, now.mtime_ns) == (entry.size, entry.mtime_ns)
 
 
-# ---------------------------------------------------------------- sums of chunks
-
-
 def _wrong(fd: int, known: Chunks, lost: Ranges, progress: _Progress) -> Ranges:
     """The ranges of a damaged file that are wrong by the sums of its chunks, too much, or lost."""
     size, each = os.fstat(fd).st_size, (chunk for chunk in known if _is_wrong(fd, chunk, progress))

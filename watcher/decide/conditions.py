@@ -34,9 +34,6 @@ class NextPull(enum.Enum):
 Cost: TypeAlias = Callable[[Download], int | None]
 
 
-# ---------------------------------------------------------------- tests
-
-
 def _is_strange(download: Download) -> str:
     if download.unreadable:
         return f"reading it failed: {download.unreadable}"
@@ -119,9 +116,6 @@ def _untrusted(download: Download) -> int | None:
     if download.total is None:
         return None
     return download.total - ranges.size(download.trust.trusted)
-
-
-# ---------------------------------------------------------------- the table
 
 
 class Row(NamedTuple):

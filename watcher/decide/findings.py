@@ -29,9 +29,6 @@ def sizes(entries: Iterable[Entry]) -> Sizes:
     return Sizes(apparent, allocated, freed)
 
 
-# ---------------------------------------------------------------- downloads
-
-
 def of_download(
     diagnosed: Diagnosed, evidence: Evidence, rules: Rules, doomed: at_risk.Doomed
 ) -> Iterator[Finding]:
@@ -154,9 +151,6 @@ def is_led_away(path: str, evidence: Evidence) -> bool:
 def path_of(evidence: Evidence, path: str) -> str:
     """The whole path of what lies at `path` below the store."""
     return f"{evidence.place.path}/{path}"
-
-
-# ---------------------------------------------------------------- the store itself
 
 
 def of_store(

@@ -17,7 +17,6 @@ from watcher.pull.speed import STALL_SECONDS, Meter
 from watcher.pull.target import Target
 from watcher.state import folders, records
 from watcher.state.event_log import Event, EventType
-from watcher.state.records import Record, State
 from watcher.transfer.rate import Limit
 
 SERVER_SECONDS = 300.0  #: how long a server that is gone is waited for, unless `until_done` is set
@@ -77,7 +76,7 @@ class Waiting(NamedTuple):
 class Update(NamedTuple):
     """How the pull is now, and a note in words, if any."""
 
-    record: Record
+    record: records.Record
     seconds_left: float | None = None
     note: str = ""
     waiting: Waiting | None = None  #: None while something is done
@@ -92,7 +91,7 @@ class Account:
         """Raises TargetError for what is not a model's name."""
         self.target, self.model, self.options = target, model, options
         self.name = names.to_model(model)
-        self.record = Record()
+        self.record = records.Record()
         self.meter = Meter(stall_seconds=options.stall_seconds)
         self.progress = ModelProgress()
         self.why_server = ""  #: why the server moves the bytes; "" where we do
@@ -128,7 +127,7 @@ class Account:
         """The layers that were not in the store before."""
         return self.digests - (self.present or frozenset())
 
-    def reported(self, state: State | None, now: float) -> Update:
+    def reported(self, state: records.State | None, now: float) -> Update:
         """An update with how far the download is, in a state where that may follow."""
         changes: dict[str, object] = {
             "downloaded_bytes": self.progress.done,
@@ -157,7 +156,7 @@ class Account:
     def fail(self, why: str) -> Update:
         """The record of an end that is none: what could not be saved before is not in its way."""
         self._unsaved = {}
-        return self.change(state=State.ERROR, error=why)
+        return self.change(state=records.State.ERROR, error=why)
 
     def _save(self) -> None:
         self._saved_at = time.monotonic()

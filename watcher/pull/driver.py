@@ -22,10 +22,8 @@ from watcher.pull.by_server import ByServer
 from watcher.pull.failures import Cause, End
 from watcher.pull.speed import Meter
 from watcher.pull.target import Target
-from watcher.pull.verification import Proof
 from watcher.state import folders, records
 from watcher.state.event_log import EventType
-from watcher.state.records import Record, State
 
 if TYPE_CHECKING:
     from watcher.pull.by_transfer import ByTransfer
@@ -60,7 +58,7 @@ class Pull:
         return self.account.name
 
     @property
-    def record(self) -> Record:
+    def record(self) -> records.Record:
         return self.account.record
 
     @property
@@ -91,7 +89,7 @@ class Pull:
             account.begin()
             self.end = yield from self._drive()
             if self.end.cause is None:
-                yield account.change(state=State.COMPLETED)
+                yield account.change(state=records.State.COMPLETED)
                 account.log(EventType.PULL_COMPLETED, f"{self.name.shown} is complete")
             else:
                 yield from self._failed(self.end)
@@ -151,7 +149,7 @@ class Pull:
             except OSError:
                 return End()  # it is not in the store that is known here
 
-    def _verify(self) -> Generator[Update, None, Proof]:
+    def _verify(self) -> Generator[Update, None, verification.Proof]:
         """Whether the layers match their names, as far as that is in doubt or asked for.
 
         What was downloaded just now was hashed by whoever did that, and nothing else.
@@ -160,15 +158,15 @@ class Pull:
         doubted = self._in_doubt()
         if doubted is None or (self.options.verify and self.target.host is None):
             if not self.options.verify:
-                return Proof()
+                return verification.Proof()
             why = self.target.why or "its manifest is not in this store"
-            return Proof(end=End(Cause.UNVERIFIED, why))
+            return verification.Proof(end=End(Cause.UNVERIFIED, why))
         if self.options.verify and not self._is_verified:
             doubted |= account.digests if account.present is None else account.present
         if not doubted:
-            return Proof()
-        if records.may_follow(self.record.state, State.VERIFYING):
-            yield account.change(state=State.VERIFYING)
+            return verification.Proof()
+        if records.may_follow(self.record.state, records.State.VERIFYING):
+            yield account.change(state=records.State.VERIFYING)
         proving = verification.prove(self.target, doubted, self._is_cancelled)
         found = yield from account.noted(proving)
         self._is_verified = found.end.cause is None

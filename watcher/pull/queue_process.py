@@ -18,10 +18,8 @@ from collections.abc import Callable, Sequence
 from watcher.errors import WatchError
 from watcher.observe.host import Host
 from watcher.pull import queue, running
-from watcher.pull.queue import Queue
 from watcher.state import event_log, folders, state_folder
 from watcher.system import advice, leash
-from watcher.system.leash import Started, Starter
 
 #: The pause after a process that died or did nothing; doubled each time up to the longest.
 _FIRST_PAUSE, _LONGEST_PAUSE = 5.0, 600.0
@@ -33,7 +31,7 @@ class QueueProcess:
     """Runs the queue after `turn`, one process at a time: `run` is its command, or a starter."""
 
     def __init__(
-        self, host: Host, run: Sequence[str] | Starter, warn: Callable[[str], None]
+        self, host: Host, run: Sequence[str] | leash.Starter, warn: Callable[[str], None]
     ) -> None:
         self._host, self._warn = host, warn
         self._start = leash.starter(run)
@@ -41,7 +39,7 @@ class QueueProcess:
         self._wakeup = threading.Event()
         self._lock = threading.Lock()  #: over a process that begins, and its end that is asked for
         self._on = self._ended = False
-        self._process: Started | subprocess.Popen[bytes] | None = None
+        self._process: leash.Started | subprocess.Popen[bytes] | None = None
         #: The lock by which others see that somebody runs the queue.
         self._seen = state_folder.LongLock(state_folder.QUEUE_LOCK)
         self._anew = False
@@ -132,18 +130,18 @@ class QueueProcess:
         self._drive(before)
         return 0.0
 
-    def _read(self) -> Queue:
+    def _read(self) -> queue.Queue:
         """The queue; items of processes that are gone wait in it. Empty where it can't be read."""
         try:
             with folders.opened_store(self._host.store) as store:
                 return queue.revived(queue.FILE.read(store), running.driven_by(store), time.time())
         except OSError:
-            return Queue()  # the store is gone, which the daemon reports
+            return queue.Queue()  # the store is gone, which the daemon reports
         except WatchError as error:
             self._warn(error.message)
-            return Queue()
+            return queue.Queue()
 
-    def _drive(self, before: Queue) -> None:
+    def _drive(self, before: queue.Queue) -> None:
         """Start a process, and see it to its end. `before`: the queue as it was then."""
         try:
             with self._lock:
@@ -167,7 +165,7 @@ class QueueProcess:
             pause = advice.duration(self._pause)
             self._warn(f"the queue process {why}; restarting in {pause}")
 
-    def _see(self, process: Started | subprocess.Popen[bytes]) -> int:
+    def _see(self, process: leash.Started | subprocess.Popen[bytes]) -> int:
         with process:
             assert process.stdout is not None
             for line in process.stdout:

@@ -743,8 +743,6 @@ def _rfc3339(at: float) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(max(0.0, min(at, LAST_DAY))))
 
 
-# ---------------------------------------------------------------- data that arrives piece by piece
-
 #: What says that a file system, or a kernel, does not copy by itself.
 _NO_COPY = frozenset({errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM})
 
