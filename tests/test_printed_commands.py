@@ -508,8 +508,8 @@ PLACES: dict[str, str] = {
             "decide/findings.py:made_listable",
             "decide/blob_findings.py:odd_manifest", "decide/blob_findings.py:of_blobs",
             "decide/blob_findings.py:_fixed", "decide/blob_findings.py:of_leftovers",
-            "decide/quarantine.py:_blob_stays", "decide/quarantine.py:damaged_blobs",
-            "decide/quarantine.py:steps",
+            "decide/quarantine.py:_unconfirmed", "decide/quarantine.py:damaged_blobs",
+            "decide/quarantine.py:steps", "decide/blob_findings.py:_completed",
         ),
         ACCESS: ("decide/server_view.py:_cure",),
         ASTRAY: (
