@@ -10,8 +10,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from watcher.demo.registry import Fault, Manners
+from watcher.demo.registry import Fault, Layer, Manners
 from watcher.model import MIB
+from watcher.ollama import names
 from watcher.transfer import values as transfer
 from watcher.transfer.growth import Growth
 from watcher.transfer.values import Cause
@@ -220,3 +221,15 @@ def test_a_registry_that_is_busy_and_says_at_once_is_not_asked_in_vain(here: Her
             here.fetch(with_options(tries=3))
         assert all(each.seconds > 0 for each in here.waits())
         here.registry.clear_faults()
+
+
+def test_a_layer_whose_address_is_not_answered_keeps_no_other_waiting(here: Here) -> None:
+    """As with thousands of small layers: a question takes longer than their bytes."""
+    model = here.registry.add_model("two", "1b", [Layer(MIB), Layer(MIB, seed=3)], extras=False)
+    first, second = model.digests
+    here.registry.add_fault(Fault("hang", on="direct", digest=first))
+    with Background(here.transfer(model=names.to_model(model.name))) as running:
+        wait_for(lambda: here.registry.bytes_served(second) > MIB)
+        assert not here.registry.bytes_served(first)
+        here.registry.clear_faults()
+        running.result()

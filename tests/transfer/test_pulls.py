@@ -573,6 +573,15 @@ def test_what_no_retry_cures_ends_at_once(
 
 
 @pytest.mark.usefixtures("store")
+@pytest.mark.parametrize("host", ["host:port", "host:80:90", "host:99999"])
+def test_a_name_with_a_port_that_is_none(server: Server, host: str) -> None:
+    model = Model(f"{host}/library/demo:1b", b"", (), "")
+    seen = drive(here(server), model)
+    assert seen.end.cause is Cause.BAD_ADDRESS
+    assert host in seen.end.text
+
+
+@pytest.mark.usefixtures("store")
 def test_a_page_in_place_of_the_manifest(server: Server, registry: Registry) -> None:
     model = add(registry, server, SIZE)
     registry.add_fault(Fault("page", "manifest", status=200))

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 from watcher.transfer import answers, auth, redirects
 from watcher.transfer.client import Answer, Client, Request
-from watcher.transfer.values import BusyError, Cause, TryError
+from watcher.transfer.values import BusyError, Cause, TransferError, TryError
 
 MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
 GONE = frozenset({404, 410})
@@ -40,7 +40,12 @@ class Asker:
     """Asks the registry at one address."""
 
     def __init__(self, client: Client, origin: str, access: Access) -> None:
-        """`origin`: scheme, host and port, without a slash at the end."""
+        """`origin`: scheme, host and port, without a slash. Raises TransferError for no port."""
+        try:
+            redirects.origin(origin)
+        except ValueError:
+            text, step = f"{origin}: invalid port", "check the registry's address in the name"
+            raise TransferError(text, step, Cause.WRONG_ANSWER) from None
         self._client, self._access = client, access
         self._origin = origin
         #: The header that lets us in; "" for none.

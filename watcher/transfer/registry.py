@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections import Counter
+from collections import Counter, defaultdict
 from urllib.parse import urlsplit
 
 from watcher.ollama import manifests, names, server
@@ -41,10 +41,10 @@ class Registry:
         self._addresses: dict[str, Address] = {}
         #: How often in a row a layer was missing or had another size, where it was asked for anew.
         self._refused = Counter[str]()
-        #: One asks, the others wait for what it finds.
-        self._asking = asyncio.Lock()
-        #: The last question that failed: when, and how.
-        self._failed: tuple[float, TryError] | None = None
+        #: By digest: one asks, the others wait for what it finds.
+        self._asking = defaultdict[str, asyncio.Lock](asyncio.Lock)
+        #: The last question about a digest that failed: when, and how.
+        self._failed: dict[str, tuple[float, TryError]] = {}
 
     # ------------------------------------------------------------ the manifest
 
@@ -98,16 +98,17 @@ class Registry:
         """Where a layer's bytes are, by now. Raises TryError."""
         loop = asyncio.get_running_loop()
         began = loop.time()
-        async with self._asking:
+        async with self._asking[layer.digest]:
             known = self._addresses.get(layer.digest)
             if known is not None:
                 return known
-            if self._failed is not None and self._failed[0] >= began:
-                raise self._failed[1]  # whoever waited for that answer has it, too
+            failed_at, failed = self._failed.get(layer.digest, (0.0, None))
+            if failed is not None and failed_at >= began:
+                raise failed  # whoever waited for that answer has it, too
             try:
                 known = self._addresses[layer.digest] = await self._ask(layer)
             except TryError as error:
-                self._failed = loop.time(), error
+                self._failed[layer.digest] = loop.time(), error
                 raise
             return known
 
