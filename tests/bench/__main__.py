@@ -9,11 +9,11 @@ import sys
 import tempfile
 from pathlib import Path
 
-from . import acting, benches, day, fleet, keeping, pulls, queueing, transfers
+from . import acting, benches, day, fleet, keeping, pages, pulls, queueing, transfers
 from .benches import Setting
 from .measure import Row, file_system, machine
 
-_ROOMS = (benches, acting, keeping, pulls, transfers, queueing, day, fleet)
+_ROOMS = (benches, acting, keeping, pulls, transfers, queueing, pages, day, fleet)
 ALL = {name: bench for room in _ROOMS for name, bench in room.ALL.items()}
 _VERDICT = {True: "met", False: "**missed**", None: ""}
 

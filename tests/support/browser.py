@@ -102,7 +102,7 @@ class Browser:
         """Open a page in a tab; without `script` it can run none."""
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
-        tab = self._tabs[session] = Tab(self, session)
+        tab = self._tabs[session] = Tab(self, session, target)
         for domain in ("Page", "Runtime", "Log", "Network"):
             tab.call(f"{domain}.enable")
         tab.call("Emulation.setScriptExecutionDisabled", value=not script)
@@ -123,8 +123,8 @@ class Browser:
 class Tab:
     """A page that is open."""
 
-    def __init__(self, browser: Browser, session: str) -> None:
-        self._browser, self._session = browser, session
+    def __init__(self, browser: Browser, session: str, target: str) -> None:
+        self._browser, self._session, self._target = browser, session, target
         #: What the console has said that is wrong, violations of the policy included.
         self.errors: list[str] = []
 
@@ -140,6 +140,10 @@ class Tab:
     def call(self, method: str, **params: object) -> dict[str, Any]:
         """Send a command of the protocol to this page."""
         return self._browser.call(method, self._session, **params)
+
+    def close(self) -> None:
+        """Close the tab."""
+        self._browser.call("Target.closeTarget", targetId=self._target)
 
     def value(self, expression: str) -> Any:
         """What an expression has as its value in the page, once that is settled."""

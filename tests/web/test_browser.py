@@ -17,7 +17,7 @@ from tests.support.driving import HealthyStore
 from tests.support.pages import Page, served
 from watcher.demo.registry import Layer, Registry
 
-from .test_served import HOSTILE, fill
+from .test_served import HOSTILE, TOKEN, fill
 
 pytestmark = pytest.mark.skipif(PROGRAM is None, reason="there is no chromium")
 #: Where axe-core is: as npm installs it (https://www.npmjs.com/package/axe-core).
@@ -134,6 +134,17 @@ def test_without_a_script_it_says_the_same(browser: Browser, page: Page) -> None
     assert "50 % on disk" in found
     assert "Without JavaScript" in found
     assert tab.errors == []
+
+
+def test_a_password_in_the_address_does_no_harm(browser: Browser, tmp_path: Path) -> None:
+    """A script can't ask for an address with a password in it, as its own page's may be."""
+    token, store = tmp_path / "token", HealthyStore(tmp_path / "models")
+    token.write_text(TOKEN)
+    with served(store.path, "--token-file", str(token)) as page:
+        tab = browser.open(page.url.replace("://", f"://any:{TOKEN}@"))
+        tab.wait("document.querySelector('.uses')", "the page")
+        assert tab.errors == []
+        tab.close()
 
 
 def body(tab: Tab) -> str:

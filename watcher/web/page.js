@@ -6,6 +6,7 @@ const TURN_SECONDS = 0.8, SPACE_SECONDS = 10; // how often it asks
 const HISTORY_SECONDS = 600, LEAST_SECONDS = 60; // of rates, drawn at most and at least
 const APART_SECONDS = 2; // between two of their points
 const SHOWN = { downloads: 50, files: 10, uses: 15, events: 100 };
+const HERE = `${location.origin}${location.pathname}`; // without a password that the address may have
 const TONES = JSON.parse(document.body.dataset.tones);
 
 // ---------------------------------------------------------------- words
@@ -573,7 +574,7 @@ function source(path, seconds, read = (answer) => answer.json()) {
     if (performance.now() < due) return value;
     const headers = tag ? { "If-None-Match": tag } : {};
     const options = { headers, cache: "no-store", signal: AbortSignal.timeout(15_000) };
-    const answer = await fetch(path, options);
+    const answer = await fetch(new URL(path, HERE), options);
     if (answer.status !== 304) {
       if (!answer.ok) {
         const found = await answer.json().catch(() => ({ error: `error ${answer.status}` }));

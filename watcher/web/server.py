@@ -65,6 +65,7 @@ def made(app: App, listener: socket.socket) -> Any:
         max_request_header_size=_LONGEST_HEADER,
         max_request_body_size=_LONGEST_BODY,
         outbuf_overflow=_IN_MEMORY,
+        clear_untrusted_proxy_headers=True,
         log_socket_errors=False,
         ident="",
     )
