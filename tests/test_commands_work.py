@@ -132,6 +132,7 @@ ELSEWHERE = {
     "store_unreadable": "tests/fidelity/test_access.py",
     "store_unwritable": "tests/fidelity/test_access.py",
     "download_transfer": "tests/test_transfers_shown.py: it takes a registry",
+    "download_discarded": "tests/test_second_names.py: it takes a registry",
     "download_live": "nothing has to be done",
     "download_whole": "tests/repair: its data is hashed first",
     "download_unknown": "no command is known to help",

@@ -260,11 +260,10 @@ def test_a_second_name_counts_once_and_goes_once_the_server_is_done(here: Here) 
     assert sum(each.sizes.allocated for each in uses) == total.allocated
     assert [each for each in uses if each.kind is UseKind.PARTIAL and each.sizes.freed > 8192] == []
     left = here.store.file(f"sha256-{digest}-partial", "still pulled", 60)
-    assert RefusalKind.LIVE in refusals(here.run(CLEAN))
+    here.run(CLEAN)
     assert (other / "data").exists(), "the server may still take the name from the blob"
     left.unlink()
-    report = here.run(CLEAN)
-    assert [each.freed for each in report.outcomes] == [0]
+    assert [each for each in here.run(CLEAN).outcomes if each.freed] == []
     assert not other.exists()
     assert blob.read_bytes() == CONTENT
 

@@ -252,6 +252,9 @@ class Download:
     registry: int | None = None
     doubted_length: str = ""  #: why a length that somebody has given for it is not believed
     unreadable: str | None = None  #: why something of it could not be read at all
+    #: One of ours: a server had finished it, and has removed the blob; and its hash is wrong.
+    by_server: bool = False
+    discarded: bool = False
 
     entries: tuple[Entry, ...] = field(init=False, repr=False, compare=False)  #: the data first
 
@@ -282,6 +285,12 @@ class Download:
         if data is None or data.size != self.total:
             return False
         return data.sha256 not in (None, self.digest.lower())
+
+    @property
+    def may_be_right(self) -> bool:
+        """Whether a server has removed it, and nobody knows whether because of a mismatch."""
+        whole = ((0, self.total),)
+        return self.by_server and not self.discarded and self.trust.trusted == whole
 
     @property
     def is_useless(self) -> bool:
@@ -383,6 +392,14 @@ class BlobFault(enum.StrEnum):
 #: Blobs that don't match their names, whatever a hash would be.
 WRONG = frozenset({BlobFault.CORRUPT, BlobFault.DANGLING, BlobFault.NO_FILE})
 DOUBTFUL = frozenset({BlobFault.SHORT, BlobFault.LONG})  #: blobs of which a hash decides
+
+
+class SecondName(NamedTuple):
+    """A blob that has a second name in our folder, too, where the server may yet remove it."""
+
+    digest: str
+    blob: Entry
+    held: bool = False  #: a process has it open: a server may be hashing it
 
 
 class OddBlob(NamedTuple):
@@ -670,6 +687,7 @@ class Evidence(NamedTuple):
     pulling: frozenset[str] = frozenset()  #: by key; those outside of the scope as remembered
     space: Space | None = None
     transfers_unseen: Unseen | None = None
+    second_names: tuple[SecondName, ...] = ()
 
     def age_of(self, at: float) -> float:
         """Seconds that have certainly passed since `at`: what may go depends on this alone."""

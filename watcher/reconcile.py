@@ -12,6 +12,7 @@ from types import FrameType
 from typing import Any, NamedTuple
 
 from watcher import model
+from watcher.act import second_names
 from watcher.act.journal import Journal, hold_reserve, locked, release_reserve
 from watcher.config import Settings
 from watcher.decide import diagnose, events, modes, plan, safety, transitions
@@ -232,6 +233,8 @@ class _Run:
             seen, diagnosis = now.evidence, now.diagnosis()
             occasion = transitions.Occasion(mode.announce, self._scope.closed)
             known = journal.learn(known, seen, diagnosis, occasion)
+            if (mode.clean or mode.patient) and not stuck:
+                second_names.let_go(journal, seen, clean=mode.clean)
             outcomes: tuple[Outcome, ...] = ()
             if agreed.actions and not stuck:
                 outcomes, after = self._act(now, known, agreed, journal)

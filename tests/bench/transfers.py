@@ -12,7 +12,7 @@ import subprocess
 import time
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from statistics import median
 
@@ -20,7 +20,7 @@ from tests.support.servers import EngineServer, RealServer, sidecar
 from watcher.state import sums
 
 from .benches import Setting
-from .measure import PYTHON, ROOT, US, Row, Run, environment, megabytes, middle, ratio, run
+from .measure import PYTHON, ROOT, US, Daemon, Row, Run, environment, megabytes, middle, ratio, run
 from .servers import post, process
 
 _BAD = 600_000_000
@@ -31,6 +31,7 @@ _SPEED = 12_000_000
 _RATE = 20_000_000
 _MIB = 1 << 20
 _GIB2 = 2 << 30
+_MODEL = 262_144_000
 _OPTIONS = {"reserve": 0, "first_pause": 0.2, "tries": None}
 
 
@@ -422,6 +423,46 @@ def mending(setting: Setting) -> Iterator[Row]:
     shutil.rmtree(store)
 
 
+def discarded(setting: Setting) -> Iterator[Row]:
+    """An error page inside of a layer, which the server's own pull discards; a daemon runs."""
+    for sums_of in ("complete", ""):
+        store = setting.folder / "discarded"
+        _cleared(store)
+        with process("watcher.demo.registry", "--port", "0", until="http://") as (_, line):
+            url, ours = line.strip(), (*US, "--store", str(store))
+            order = {"name": "discarded", "tag": "1b", "layers": [{"size": _MODEL}]}
+            model = post(url, "/_control", {"model": order})["model"]
+            page = {"kind": "page", "status": 200, "begin": 1, "cut": True, "times": 1}
+            post(url, "/_control", {"manners": {"sums": sums_of, "chunk": 16 * _MIB}})
+            kind = RealServer if "OLLAMA_BIN" in os.environ else EngineServer
+            with kind(store) as server, Daemon(store) as daemon:
+                server.start().wait_ready()
+                post(url, "/_control", {"fault": {**page, "digest": model["digests"][0]}})
+                assert "mismatch" in server.pull(model["name"])[-1]["error"]
+                daemon.wait("download_discarded")
+                plan = json.loads(_told((*ours, "--json", "repair", "-n", model["name"])))
+                (action,) = plan["plan"]["actions"]
+                before = _sent(url)
+                mended = run((*ours, "repair", "--yes", "--fetch", model["name"]))
+                assert server.pull(model["name"])[-1] == {"status": "success"}
+                sent = _sent(url) - before
+        whose = "registry's" if sums_of else "no"
+        yield Row(
+            f"a mismatch of the server's own pull of {megabytes(_MODEL)}, an error page inside,"
+            f" daemon running, {whose} sums: fetched until the server's pull succeeds",
+            megabytes(20e6) if sums_of else "the reason and a plan",
+            f"{megabytes(sent)}, in {mended.seconds:.0f} s; the plan: {action['because']},"
+            f" at most {megabytes(action['fetches_bytes'])}",
+            sent <= 20e6 if sums_of else action["fetches_bytes"] == _MODEL,
+        )
+        shutil.rmtree(store)
+
+
+def _told(words: Sequence[str]) -> str:
+    """What a plan's command prints."""
+    return subprocess.run(words, env=environment(), stdout=subprocess.PIPE, text=True).stdout
+
+
 def _counted(path: Path) -> int:
     """What a transfer says that it has received."""
     return int.from_bytes(path.read_bytes(), "little") if path.exists() else 0
@@ -436,4 +477,5 @@ ALL: dict[str, Callable[[Setting], Iterator[Row]]] = {
     "taken_over": taken_over,
     "rate": rate,
     "mending": mending,
+    "discarded": discarded,
 }

@@ -24,7 +24,7 @@ from tests.transfer.pulling import count
 from watcher import cli
 from watcher.decide import safety
 from watcher.model import MIB
-from watcher.state import fs
+from watcher.state import fs, transfers
 from watcher.transfer import values
 
 from .pulls import REFUSALS, SYNC, identity
@@ -70,7 +70,7 @@ class _Disk(Breaking):
 
 def main(order: dict[str, Any]) -> int:
     safety.GUARD_SECONDS = 0.0
-    values.reserve = lambda room: 0
+    transfers.reserve = lambda room: 0
     small: dict[str, Any] = {
         "piece": 3 * MIB,
         "sync_bytes": SYNC,

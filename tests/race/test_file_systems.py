@@ -17,7 +17,7 @@ from tests.support.driving import POLICY, HealthyStore, host, ollama_process, pr
 from tests.support.notation import age
 from tests.support.runs import one_look, one_run, rules
 from watcher import reconcile
-from watcher.act import transaction
+from watcher.act import second_names, transaction
 from watcher.model import ActionKind, RefusalKind, Result
 
 pytestmark = needs_root
@@ -206,6 +206,16 @@ def test_without_hard_links_nothing_is_done_beside_a_server(linkless: Path, tmp_
     assert refused.remedy
     assert store.tree() == before
     assert store.leftovers() == []
+
+
+def test_without_reliable_hard_links_a_finished_layer_gets_no_second_name(
+    linkless: Path, tmp_path: Path
+) -> None:
+    store = HealthyStore(linkless / "models")
+    digest = store.text_blob("finished", 0)
+    why = second_names.keep(host(store, str(private_proc(tmp_path / "proc"))), [digest])
+    assert "hard link" in why
+    assert not list(store.path.glob(".ollama-watch/transfers/*"))
 
 
 @pytest.mark.parametrize("step", ["_check_unchanged", "_take_of_download", "_decide"])

@@ -29,7 +29,7 @@ from typing import Any, TypeAlias
 from tests.support.loaded import load_packages
 from tests.support.runs import changed, one_run, rules
 from watcher import reconcile
-from watcher.act import transaction
+from watcher.act import second_names, transaction
 from watcher.commands import rights
 from watcher.decide import modes
 from watcher.errors import WatchError
@@ -162,6 +162,9 @@ def _child(order: dict[str, Any], told: int) -> int:
     if "owner" in order:
         rights.settle(order["store"])
     break_files(order, told)
+    if order.get("keep"):
+        second_names.keep(host, order["keep"])
+        return 0
     if order.get("held_from"):
         _held_from(order["held_from"])
     approve = reconcile.approve_all if order.get("clean", True) else reconcile.approve_none

@@ -24,8 +24,7 @@ from watcher.demo.registry import Fault, Manners, Registry
 from watcher.model import HOUR, MIB, ActionKind, Ranges, Result
 from watcher.observe.host import Host
 from watcher.reconcile import Reconciler, Report
-from watcher.state import sums
-from watcher.transfer import values
+from watcher.state import sums, transfers
 from watcher.transfer.mending import Mender
 
 from .driven import Here, wait_for
@@ -329,7 +328,7 @@ def test_a_disk_without_room_ends_it_with_the_next_step(
     """All that the plan has seen as free belongs to the reserve."""
     flip(here, 3)
     verify(here)
-    monkeypatch.setattr(values, "reserve", lambda _: 1 << 60)
+    monkeypatch.setattr(transfers, "reserve", lambda _: 1 << 60)
     (*_, failed) = repaired(here).outcomes
     assert (failed.action.kind, failed.result) == (ActionKind.FETCH_CHUNKS, Result.FAILED)
     assert "the disk is full" in failed.message

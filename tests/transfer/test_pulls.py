@@ -34,6 +34,7 @@ from watcher.pull.failures import Cause, of_error
 from watcher.pull.target import Target
 from watcher.reconcile import Reconciler
 from watcher.state import event_log, fs
+from watcher.state import transfers as kept_transfers
 from watcher.transfer import publication, values
 from watcher.transfer import store as store_of_transfers
 
@@ -341,7 +342,7 @@ def room_for_the_rest_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     def all_but_that(room: os.statvfs_result) -> int:
         return room.f_bavail * room.f_frsize - 3 * SIZE // 4
 
-    monkeypatch.setattr(values, "reserve", all_but_that)
+    monkeypatch.setattr(kept_transfers, "reserve", all_but_that)
 
 
 def data_of(server: Server, model: Model) -> Path:

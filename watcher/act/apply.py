@@ -28,12 +28,12 @@ from watcher.model import (
     RefusalKind,
     Result,
 )
-from watcher.observe import place, scan
+from watcher.observe import scan
 from watcher.observe.blobs import remembered
 from watcher.observe.host import Host
 from watcher.observe.intents import IN_PARTS, WRITING
 from watcher.ollama import names, ranges, sidecars
-from watcher.state import folders, fs, memory, state_folder, transfers
+from watcher.state import folders, fs, state_folder, transfers
 from watcher.state.hashes import Hashed
 from watcher.state.memory import Memory, Touched
 from watcher.system import advice
@@ -420,10 +420,10 @@ def refresh_all(host: Host, batch: list[Action], journal: Journal) -> list[Outco
     try:
         with folders.opened_blobs(journal.store) as blobs:
             touching = _own_times(blobs, batch, host.clock(), journal.recall())
-            proved = _hashed(host, journal.store, blobs, touching)
             if journal.remember(touching):
-                _set_times(blobs, touching)
-                _keep_hashes(journal, blobs, proved, touching)
+                times = {name: each.set_ns for name, each in touching.items()}
+                with journal.same_content(blobs, times):
+                    _set_times(journal.store, blobs, touching)
                 ended = [Outcome(action, Result.DONE, _done_message(action)) for action in batch]
             else:
                 why = "the own times of its files can't be remembered, so they are left alone"
@@ -438,36 +438,8 @@ def set_times_now(host: Host, actions: Iterable[Action], known: Memory) -> dict[
     """The same at once, for a caller that can't wait for the lock; what is to be remembered."""
     with folders.opened_store(host.store) as store, folders.opened_blobs(store) as blobs:
         touching = _own_times(blobs, actions, host.clock(), known)
-        _set_times(blobs, touching)
+        _set_times(store, blobs, touching)
     return touching
-
-
-def _hashed(host: Host, store: int, blobs: int, touching: Iterable[str]) -> dict[str, Hashed]:
-    """The hashes that hold for blobs as they are before their times are set."""
-    known = memory.load(store)
-    known = replace(known, hashes=known.hashes.of_disk(store, place.boot(host)))
-    found: dict[str, Hashed] = {}
-    for name in filter(names.is_blob, touching):
-        there, hashed = scan.look(name, blobs), known.hashes.get(name)
-        if hashed is not None and there is not None and remembered(there, known).sha256:
-            found[name] = hashed
-    return found
-
-
-def _keep_hashes(
-    journal: Journal, blobs: int, proved: Mapping[str, Hashed], touching: Mapping[str, Touched]
-) -> None:
-    """Bind hashes to files anew whose times, and nothing else, have changed by us."""
-    kept: dict[str, Hashed] = {}
-    for name, hashed in proved.items():
-        there, touched = scan.look(name, blobs), touching[name]
-        if there is None or (there.inode, there.size) != (hashed.inode, hashed.size):
-            continue
-        if there.mtime_ns == touched.set_ns:
-            kept[name] = hashed._replace(changed_ns=there.ctime_ns)
-    if kept:
-        known = journal.recall()
-        journal.save(replace(known, hashes=known.hashes.plus(kept)))
 
 
 def _own_times(
@@ -490,9 +462,22 @@ def _own_times(
     return found
 
 
-def _set_times(blobs: int, touching: Mapping[str, Touched]) -> None:
+def _set_times(store: int, blobs: int, touching: Mapping[str, Touched]) -> None:
     for name, touched in touching.items():
         there = scan.look(name, blobs)
         if there is not None and there.inode == touched.inode:
             with contextlib.suppress(FileNotFoundError):
-                fs.touch(name, blobs, touched.set_ns)
+                names_of_it = 1 + _has_second_name(store, blobs, name)
+                fs.touch(name, blobs, touched.set_ns, names_of_it)
+
+
+def _has_second_name(store: int, blobs: int, name: str) -> bool:
+    """Whether a blob has another name in our folder."""
+    digest = names.parse_blob(name).digest
+    with (
+        contextlib.suppress(OSError),
+        state_folder.opened(store) as ours,
+        transfers.opened(ours, digest) as folder,
+    ):
+        return names.is_blob(name) and transfers.is_second_name(folder, digest, blobs)
+    return False

@@ -10,11 +10,13 @@ from watcher.decide import events, following, remaining, transitions
 from watcher.decide.transitions import USUAL, Occasion
 from watcher.errors import LockedError, WatchError, with_step
 from watcher.model import Diagnosis, Evidence, Outcome, digest_of
-from watcher.observe import scan
+from watcher.observe import place, scan
+from watcher.observe.blobs import remembered
 from watcher.observe.host import Host
 from watcher.ollama import names
 from watcher.state import event_log, folders, fs, memory, records, state_folder
 from watcher.state.event_log import Event, EventType
+from watcher.state.hashes import Hashed
 from watcher.state.memory import Memory, Touched
 
 ACTING_LOCK = "lock"
@@ -105,6 +107,31 @@ class Journal:
         """Keep the own times of files whose times we set; False where that can't be done."""
         known = self.recall()
         return self.save(replace(known, touched={**known.touched, **touching}))
+
+    @contextlib.contextmanager
+    def same_content(self, blobs: int, times: Mapping[str, int]) -> Iterator[None]:
+        """Bind the hashes of files anew, of which a block changes names and times alone.
+
+        `times`: when each was modified (ns), as the file says it after the block.
+        """
+        known = memory.load(self.store)
+        known = replace(known, hashes=known.hashes.of_disk(self.store, place.boot(self._host)))
+        proved: dict[str, Hashed] = {}
+        for name in filter(names.is_blob, times):
+            there, hashed = scan.look(name, blobs), known.hashes.get(name)
+            if hashed is not None and there is not None and remembered(there, known).sha256:
+                proved[name] = hashed
+        yield
+        kept: dict[str, Hashed] = {}
+        for name, hashed in proved.items():
+            there = scan.look(name, blobs)
+            if there is None or (there.inode, there.size) != (hashed.inode, hashed.size):
+                continue
+            if there.mtime_ns == times[name]:
+                kept[name] = hashed._replace(changed_ns=there.ctime_ns)
+        if kept:
+            known = self.recall()
+            self.save(replace(known, hashes=known.hashes.plus(kept)))
 
     def save(self, now: Memory) -> bool:
         """Keep the memory on the disk; False where that can't be done."""

@@ -113,7 +113,7 @@ def _rest_and_all(download: Download) -> int | None:
 
 
 def _untrusted(download: Download) -> int | None:
-    if download.total is None:
+    if download.total is None or download.by_server:  # of that nobody knows yet what is wrong
         return None
     return download.total - ranges.size(download.trust.trusted)
 

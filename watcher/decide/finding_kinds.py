@@ -55,6 +55,10 @@ _DOWNLOADS = (
         )
         for each in conditions.TABLE
     ),
+    Row(
+        "download_discarded",
+        "the server discarded its finished download of {who}, and ollama-watch has kept the bytes",
+    ),
     Row("download_stale", "the download of {who} received no bytes for {age}"),
     Row("download_at_risk", "the download of {who} is at risk"),
     _notice("download_no_holes", "the data of {who} is unfinished but has no holes"),

@@ -38,7 +38,9 @@ def of_download(
     path = next(iter(download.paths), "blobs")
     when = at_risk.ends(download.entries, doomed)
     fate = fate_of(download, evidence.now, when)
-    finding = found(f"download_{condition.value}", path, who=who)._replace(
+    is_left = download.discarded and condition is Condition.TRANSFER
+    word = "discarded" if is_left else condition.value
+    finding = found(f"download_{word}", path, who=who)._replace(
         evidence=diagnosed.because,
         alone="; ".join(filter(None, (conditions.alone(condition, download), fate))),
         command=helps(diagnosed, evidence),
@@ -71,6 +73,8 @@ def helps(diagnosed: Diagnosed, evidence: Evidence) -> str:
     if diagnosed.stale:
         short, owner = names.short(diagnosed.digest), _owner(download)
         return advice.watch(evidence, "clean", short, owner=owner)
+    if download.by_server and download.models and diagnosed.condition is Condition.TRANSFER:
+        return advice.watch(evidence, "repair", "--fetch", names.short(diagnosed.digest))
     if row.next_pull is NextPull.OURS:
         return advice.pull(evidence, download.models[0]) if download.models else ""
     if row.repair is Step.NOTHING or _is_recorded(diagnosed):

@@ -10,6 +10,11 @@ from watcher.model import Action, ActionKind, Evidence, Kept, OddBlob, RefusalKi
 from watcher.ollama import names, ranges
 from watcher.system import advice
 
+_DISCARDED = (
+    "the server discarded it; what the registry's sums of its chunks show as wrong is fetched, or "
+    "all of it where the registry has none"
+)
+
 
 def damaged_blobs(evidence: Evidence, rules: Rules) -> Iterator[model.Planned]:
     """Damaged blobs go to quarantine if they can be downloaded again; of a link, the link."""
@@ -44,7 +49,8 @@ def damaged_blobs(evidence: Evidence, rules: Rules) -> Iterator[model.Planned]:
 def fetched(evidence: Evidence, rules: Rules) -> Iterator[model.Planned]:
     """What replaces damaged and missing blobs by right ones, as far as it is known by now."""
     room = rules.settings.quarantine_max_bytes - _size(evidence)
-    for odd in evidence.census.odd if rules.mode.fetch else ():
+    odd_ones = (*evidence.census.odd, *_discarded(evidence)) if rules.mode.fetch else ()
+    for odd in odd_ones:
         is_missing = odd.fault is model.BlobFault.MISSING and odd.lies is None
         if not (odd.fault in model.WRONG or is_missing) or not odd.models or not odd.wanted:
             continue
@@ -54,12 +60,14 @@ def fetched(evidence: Evidence, rules: Rules) -> Iterator[model.Planned]:
             yield unknown.refusal(odd.digest, ActionKind.FETCH_CHUNKS, odd.models)
             continue
         ours = [each for each in evidence.downloads if each.digest == odd.digest and each.ours]
-        left = odd.wanted - sum(ranges.size(each.trust.trusted) for each in ours)
+        is_left = any(each.by_server for each in ours)
+        here = sum(ranges.size(each.trust.trusted) for each in ours)
+        left = odd.wanted - (0 if is_left else here)
         wrong = min(left, ranges.size(ranges.within(odd.wrong, 0, odd.wanted)))
         why = safety.store_forbids(evidence)
-        if why is None and left > evidence.place.free_bytes:
+        if why is None and odd.wanted - here > evidence.place.free_bytes:
             free = decimal(evidence.place.free_bytes)
-            reason = f"it needs {decimal(left)}, and the disk has only {free} free"
+            reason = f"it needs {decimal(odd.wanted - here)}, and the disk has only {free} free"
             uses, remedy = advice.watch(evidence, "df"), "free space, then run it again"
             why = safety.Why(RefusalKind.ROOM, reason, remedy, command=uses)
         if why is not None:
@@ -68,10 +76,11 @@ def fetched(evidence: Evidence, rules: Rules) -> Iterator[model.Planned]:
         goes = odd.entry is not None and odd.entry.allocated > room
         room -= 0 if odd.entry is None or goes else odd.entry.allocated
         found = () if odd.entry is None else (odd.entry,)
+        because = f"{blob_findings.damage(odd)}; what is wrong of it is fetched from its registry"
         yield Action(
             ActionKind.FETCH_CHUNKS,
             odd.digest,
-            f"{blob_findings.damage(odd)}; what is wrong of it is fetched from its registry",
+            _DISCARDED if is_left else because,
             found,
             sum(each.freed for each in found) if goes else 0,
             models=odd.models,
@@ -81,6 +90,14 @@ def fetched(evidence: Evidence, rules: Rules) -> Iterator[model.Planned]:
             doubts=odd.wrong,
             content=odd.content,
         )
+
+
+def _discarded(evidence: Evidence) -> Iterator[OddBlob]:
+    """What a server has finished and removed, before any manifest names it, as missing blobs."""
+    known = {odd.digest for odd in evidence.census.odd}
+    for each in evidence.downloads:
+        if each.by_server and each.finished is None and each.digest not in known:
+            yield OddBlob(each.digest, model.BlobFault.MISSING, each.total, None, each.models)
 
 
 def _size(evidence: Evidence) -> int:

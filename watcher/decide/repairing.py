@@ -267,6 +267,7 @@ def all_blobs(evidence: Evidence) -> Iterator[Action]:
 def open_questions(evidence: Evidence, *, missing_too: bool) -> frozenset[str]:
     """The digests of blobs that have to be hashed, or that a registry has not been heard about."""
     unheard = {odd.digest for odd in _damaged_and_unheard(evidence, missing_too=missing_too)}
+    unheard |= {each.digest for each in evidence.downloads if missing_too and each.discarded}
     return frozenset(unheard | {each.subject for each in blobs_in_doubt(evidence)})
 
 

@@ -87,6 +87,8 @@ def _downloads(
         reported[record.models] = max(record.told_at, last)
     for each in diagnosed:
         download, before = each.download, None
+        if download.may_be_right:
+            continue  # it goes, or it is reported
         known = _renamed(download, records) or records.get(download.key)
         if known is not None and download.entries:
             # The digest may have begun anew, with another file.
@@ -111,6 +113,8 @@ def _renamed(download: Download, records: dict[str, Remembered]) -> Remembered |
     if not own.is_of(*download.data.identity, download.born_ns):
         return None
     del records[key]
+    if download.by_server:  # between two scans a server has finished and removed it
+        return None
     now = Condition.TRANSFER if download.ours else conditions.row(own.condition).repaired
     return replace(own, condition=now, pulling=False)
 
@@ -164,6 +168,8 @@ def _news(
         total = [] if download.total is None else [decimal(download.total)]
         of = f" ({', '.join([*layer, *total])})" if layer or total else ""
         yield EventType.DOWNLOAD_STARTED, f"download of {who} started{of}"
+    elif before is None and download.discarded:
+        yield EventType.DOWNLOAD_DISCARDED, _discarded(diagnosed, who)
     elif before is None or (occasion.first and not live):
         yield EventType.PARTIAL_FOUND, _found(diagnosed, who)
     elif now.pulling and not before.pulling:
@@ -182,6 +188,14 @@ def _news(
         age = advice.duration(diagnosed.age)
         message = f"the download of {who} is stale: no bytes for {age}"
         yield EventType.PARTIAL_STALE, message
+
+
+def _discarded(diagnosed: Diagnosed, who: str) -> str:
+    kept = decimal(diagnosed.download.allocated)
+    return (
+        f"the server discarded its finished download of {who}: checksum mismatch; ollama-watch has "
+        f"kept its {kept}: `ollama-watch audit` shows how to use them"
+    )
 
 
 def _found(diagnosed: Diagnosed, who: str) -> str:

@@ -46,6 +46,8 @@ def usage(
     for found in several.values():
         keys, entry = [key for key, _ in found], found[-1][1]
         key = min(keys, key=lambda key: (_RANK[key[0]], key[1]))
+        # A second name of ours goes with what it is of.
+        keys = [key if each[0] is UseKind.OURS else each for each in keys]
         # A file goes with the last of its names.
         total = total.joined(_one(entry, goes=len(keys) >= entry.links))
         sums[key] = sums[key].joined(_one(entry, goes=keys.count(key) >= entry.links))

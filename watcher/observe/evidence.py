@@ -20,6 +20,7 @@ from watcher.model import (
     Ranges,
     Reads,
     Rules,
+    SecondName,
     ServerUser,
     Sidecar,
     Trust,
@@ -81,6 +82,7 @@ class _Look:
         self.now = 0.0  #: taken after the listing: what lies beyond it is no time of this clock
         self.blobs = -1
         self.transfers_unseen: Unseen | None = None  #: why those of ours can't be listed, if so
+        self.second_names: list[SecondName] = []
 
     def evidence(self) -> Evidence:
         host, rules, memory, scope = self.host, self.rules, self.memory, self.scope
@@ -89,6 +91,7 @@ class _Look:
         host.go_on()
         listed = sorted(self._downloads(found), key=lambda download: download.digest)
         wanted = [entry for each in listed if not each.ours for entry in each.entries]
+        wanted += [each.blob for each in self.second_names]
         seen = processes.see(host, wanted)
         network, visible = self.place.network, rules.settings.writers_visible
         downloads: list[Download] = []
@@ -113,6 +116,9 @@ class _Look:
             caller=host.caller,
             pulling=frozenset(pulling),
             transfers_unseen=self.transfers_unseen,
+            second_names=tuple(
+                each._replace(held=each.blob.name in seen.holders) for each in self.second_names
+            ),
         )
         if scope is None:
             made = self._of_store(made, found, coming, seen)
@@ -147,7 +153,7 @@ class _Look:
         kept, quarantine_unseen = look_at_quarantine(store, memory)
         return made._replace(
             next_start=coming,
-            census=self._with_used(sharing.apart(census, shared)),
+            census=self._with_used(sharing.apart(self._with_one_name(census), shared)),
             sharing=shared,
             known_as={digest: layers[digest].models for digest in unnamed & layers.keys()},
             quarantine=kept,
@@ -155,6 +161,18 @@ class _Look:
             intents=intents.foreign(store, made.boot),
             space=space.survey(store, found) if self.rules.mode.survey else None,
         )
+
+    def _with_one_name(self, census: BlobCensus) -> BlobCensus:
+        """The census without second names of ours: they go before anything happens to a blob."""
+        second = {each.blob.name for each in self.second_names}
+        if not second:
+            return census
+
+        def alone(entries: tuple[Entry, ...]) -> tuple[Entry, ...]:
+            return tuple(x._replace(links=x.links - (x.name in second)) for x in entries)
+
+        unnamed, unprotected = alone(census.unnamed), alone(census.unprotected)
+        return census._replace(unnamed=unnamed, unprotected=unprotected)
 
     def _with_used(self, census: BlobCensus) -> BlobCensus:
         if not census.nested:
@@ -214,9 +232,14 @@ class _Look:
             folders.opened_blobs(self.store, foreign_too=True) as self.blobs,
         ):
             made = self._read_all(found.downloads)
-            finished = {x.digest: scan.look(names.blob(x.digest), self.blobs) for x in ours}
-            ours_there = [(x, scan.Pieces(finished=finished[x.digest])) for x in ours]
-            made += [_Reader(self, x.digest, pieces).of_ours(x) for x, pieces in ours_there]
+            for each in ours:
+                blob = scan.look(names.blob(each.digest), self.blobs)
+                if blob and each.data and blob.identity == each.data.identity:
+                    second = SecondName(each.digest, remembered(blob, self.memory))
+                    self.second_names.append(second)
+                else:
+                    reader = _Reader(self, each.digest, scan.Pieces(finished=blob))
+                    made.append(reader.of_ours(each))
         return made
 
     def _transfers(self) -> Iterator[transfers.Found]:
@@ -329,6 +352,8 @@ class _Reader:
         lengths = {"transfer": kept.total, "manifest": self.named_size, "registry": heard}
         by, total = next(((by, size) for by, size in lengths.items() if size), (None, None))
         faults = (f"its ledger is damaged: {found.fault}",) if found.fault else ()
+        if kept.finished and not kept.is_wrong:
+            faults = ("the server finished it, and removed it; its hash is not known",)
         record = self.around.memory.downloads.get(f"{self.digest}{OURS}")
         is_it = record and found.data and record.is_of(*found.data.identity, found.born_ns)
         return self._base(
@@ -342,6 +367,8 @@ class _Reader:
             trust=Trust(kept.durable, arrived, arrived),
             holders=(found.holder,) if found.holder else (),
             unreadable=found.unreadable or None,
+            by_server=kept.finished,
+            discarded=kept.finished and kept.is_wrong,
         )
 
     def _base(

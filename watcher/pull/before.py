@@ -18,9 +18,9 @@ from watcher.pull.account import Account, Update
 from watcher.pull.failures import Cause, End
 from watcher.pull.target import Target
 from watcher.reconcile import Reconciler
-from watcher.state import folders
+from watcher.state import folders, transfers
 from watcher.state.records import State
-from watcher.transfer import taking_over, values
+from watcher.transfer import taking_over
 
 _REMOVALS = frozenset({ActionKind.REMOVE_DOWNLOAD, ActionKind.REMOVE_SURPLUS})
 
@@ -100,7 +100,7 @@ def check_disk(account: Account, arrived: int) -> Generator[Update, None, End | 
             return None
         room = os.fstatvfs(store)
         others = scan.unfinished(store) - account.digests
-    free = max(0, room.f_bavail * room.f_frsize - values.reserve(room))
+    free = max(0, room.f_bavail * room.f_frsize - transfers.reserve(room))
     missing = account.progress.total - account.progress.present - arrived
     if missing > free:
         why = f"{decimal(missing)} to download, but the disk has only {decimal(free)} free"

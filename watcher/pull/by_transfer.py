@@ -23,7 +23,7 @@ from watcher.pull import before
 from watcher.pull.account import CANCELED, MISMATCHES, TICK_SECONDS, TRIES, Account, Update, Waiting
 from watcher.pull.failures import Cause, End, of_error
 from watcher.reconcile import Report
-from watcher.state import folders, registry_cache
+from watcher.state import folders, registry_cache, transfers
 from watcher.state.event_log import EventType, clock
 from watcher.state.records import State
 from watcher.system import advice
@@ -301,7 +301,7 @@ class ByTransfer:
             limit=options.limit,
             stall=options.stall_seconds,
             tries=None if options.until_done else TRIES,
-            reserve=values.reserve(os.statvfs(self._host.store)),
+            reserve=transfers.reserve(os.statvfs(self._host.store)),
         )
 
     def _took(self, event: values.Event) -> Iterator[Update]:

@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from watcher import __version__, errors, reconcile
 from watcher.act import journal
+from watcher.act import second_names as keeping
 from watcher.config import Settings
-from watcher.decide import events, modes, repairing
+from watcher.decide import events, modes, repairing, second_names
 from watcher.model import Plan, Scope
 from watcher.observe.host import Host
 from watcher.service.metrics import Metrics
-from watcher.service.scrub import Scrub
+from watcher.service.scrub import Scrub, come_last
 from watcher.service.triggers import BLIND_SECONDS, Digests, Triggers
 from watcher.state import folders, fs, memory, registry_cache, state_folder
 from watcher.state.event_log import Event, EventType
@@ -59,7 +60,7 @@ def run(host: Host, read_settings: Callable[[], Settings], children: Children) -
 
     counted = replace(host, report=report, ends=stopping.asked)
     service = _Service(counted, settings, metrics, children)
-    triggers = Triggers(host.store, host.proc)
+    triggers = Triggers(host.store, host.proc, service.keep)
     ending = contextlib.closing(service)
     with metrics, triggers, _signals(triggers, service), ending:
         for number, scope in enumerate(triggers):
@@ -112,6 +113,10 @@ class _Service:
         self._reconciler = reconcile.Reconciler(host, settings)
         self._scrub = Scrub(host, self.warn)
         self._behind = Worker("behind", self._write_behind)
+        self._judging = Worker("discarded", self._judge)
+        #: What a server has removed; and what of it could not be read.
+        self._unjudged: set[str] = set()
+        self._unreadable: set[str] = set()
         self._wake: Callable[[Digests], None] = lambda _: None
         self._lock = state_folder.LongLock(state_folder.DAEMON_LOCK)
         self.rereads = False  #: whether to reread the settings
@@ -120,6 +125,7 @@ class _Service:
         self._refused: set[tuple[str, str]] = set()  #: reported once while it holds
         self._warnings: set[str] = set()
         self._blind = ""
+        self._keeps = True  #: blobs can get a second name here
 
     def close(self) -> None:
         if self._web is not None:
@@ -128,6 +134,7 @@ class _Service:
             self._queue.stop()
         self._scrub.stop()
         self._behind.stop()
+        self._judging.stop()
         self._lock.release()
 
     @property
@@ -184,6 +191,7 @@ class _Service:
         triggers.deadlines(scope, report.plan.due)
         self._report_refusals(report.plan, scope)
         self._work_beside(report, triggers.wake)
+        self.keep(second_names.wanted(report.evidence))
         known = report.memory.downloads.values() if report.memory is not None else ()
         pulled = sum(record.pulling for record in known)
         _notify(_ALIVE, f"STATUS={len(known)} unfinished downloads, {pulled} in use")
@@ -192,13 +200,31 @@ class _Service:
         if not report.warnings:
             self._warnings.clear()
 
+    def keep(self, digests: frozenset[str]) -> None:
+        """Have the bytes of what a pull has just finished stay where the server discards them.
+
+        Called in a thread of watchdog's, too: a server needs little time to hash a small layer.
+        """
+        if not (digests and self._keeps and self._settings.repair) or self._store is None:
+            return
+        why = keeping.keep(self._host, digests)
+        if why and self._keeps:
+            self._keeps = False
+            lost = "what the server discards after a checksum mismatch can't be kept here"
+            self._emit(EventType.ERROR, f"{lost}: {why}")
+
     def _work_beside(self, report: reconcile.Report, wake: Callable[[Digests], None]) -> None:
         """Hash what is in doubt, and write the data back that repairs have recorded ahead of it."""
         known, boot = report.memory, report.evidence.boot
+        self._wake = wake
         if known is None:
             return
         try:
             if self._settings.repair:
+                removed = {x.digest for x in report.evidence.downloads if x.may_be_right}
+                self._unjudged |= removed - self._unreadable
+                if self._unjudged:
+                    self._judging.wake()
                 doubted = known.unproven | repairing.open_questions(
                     report.evidence, missing_too=self._settings.fetch
                 )
@@ -206,7 +232,6 @@ class _Service:
                     self._scrub.forget(doubted)
                 self._scrub.want(doubted, self._settings)
             if boot and any(record.unsynced == boot for record in known.downloads.values()):
-                self._wake = wake
                 self._behind.wake()
         except RuntimeError as error:
             # Such as the limits of a unit.
@@ -223,6 +248,19 @@ class _Service:
                 self._wake(refused)
         except (errors.WatchError, OSError) as error:
             self.warn(f"what is claimed can't be brought to the disk yet: {error}")
+
+    def _judge(self) -> None:
+        """Find out whether what a server has removed was wrong."""
+        come_last()
+        host = replace(self._host, stops=self._judging.is_stopped)
+        while self._unjudged:
+            digest = self._unjudged.pop()
+            try:
+                if keeping.judge(host, digest):
+                    self._wake(frozenset({digest}))
+            except OSError as error:
+                self._unreadable.add(digest)
+                self.warn(f"hashing what the server has removed failed: {error.strerror}")
 
     def _turn_queue(self, triggers: Triggers, *, anew: bool) -> None:
         """Run the queue, or stop it, as the settings have it."""

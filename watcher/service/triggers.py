@@ -55,6 +55,7 @@ _LIMITS = {errno.ENOSPC: ("max_user_watches", 524288), errno.EMFILE: ("max_user_
 #: What is called with an event, and the kinds of events that it is called with.
 Notify = Callable[[events.FileSystemEvent], None]
 Kinds = list[type[events.FileSystemEvent]]
+Digest = frozenset[str]  #: of one layer
 Digests = frozenset[str] | None  #: what to scan: some digests, or None for the whole store
 
 
@@ -66,10 +67,13 @@ class Triggers:
     each is one step for the interpreter, and waits for no lock.
     """
 
-    def __init__(self, store: str, proc: str = "/proc") -> None:
+    def __init__(
+        self, store: str, proc: str = "/proc", named: Callable[[Digest], None] = lambda _: None
+    ) -> None:
+        """`named` is called, in another thread, when a pull gives a layer its name."""
         #: Where they are blind, scans come at intervals. Watching is tried again at each full scan.
         self.events = FileEvents(store, self, proc)
-        self._proc = proc
+        self._proc, self._named = proc, named
         self._open = contextlib.ExitStack()
         self._wakeup, self._sender = socket.socketpair()
         for end in (self._wakeup, self._sender):
@@ -174,6 +178,12 @@ class Triggers:
             self._all = True
             digests.clear()
         self._wake()
+
+    def on_moved(self, name: str, to: str) -> None:
+        """A name under ``blobs/`` has become another one."""
+        before, after = names.parse_blob(name), names.parse_blob(to)
+        if (before.role, after.role) == (names.Role.DATA, names.Role.BLOB):
+            self._named(frozenset({after.digest}))
 
     def on_places(self) -> None:
         """A folder of the store came, went or was replaced."""
@@ -336,6 +346,8 @@ class FileEvents:
         self._observer.schedule(_Handler(notify), path, recursive=deep, event_filter=kinds)
 
     def _on_blobs(self, event: events.FileSystemEvent) -> None:
+        if isinstance(event, events.FileMovedEvent):
+            self._triggers.on_moved(*map(os.path.basename, _paths(event)))
         closed = isinstance(event, events.FileClosedEvent)
         for path in _paths(event):
             self._triggers.on_blob(os.path.basename(path), closed)

@@ -69,6 +69,7 @@ class EventType(enum.StrEnum):
     DOWNLOAD_PROGRESS = "download_progress"
     DOWNLOAD_STALLED = "download_stalled", Tone.WARNING
     DOWNLOAD_INTERRUPTED = "download_interrupted", Tone.WARNING
+    DOWNLOAD_DISCARDED = "download_discarded", Tone.BAD
     DOWNLOAD_COMPLETED = "download_completed", Tone.GOOD
     DOWNLOAD_RESET = "download_reset"
     MANIFEST_WRITTEN = "manifest_written"

@@ -516,11 +516,11 @@ def remove_folder(name: str, parent: int) -> None:
     os.rmdir(name, dir_fd=parent)
 
 
-def touch(name: str, parent: int, at_ns: int) -> None:
-    """Set both times of a regular file; of root's none that has another name, maybe elsewhere."""
+def touch(name: str, parent: int, at_ns: int, names: int = 1) -> None:
+    """Set both times of a regular file; of root's none with more `names`, maybe elsewhere."""
     with closing(os.open(name, os.O_RDONLY | os.O_CLOEXEC | _CAREFULLY, dir_fd=parent)) as fd:
         status = os.fstat(fd)
-        alone = status.st_nlink == 1 or os.geteuid() != 0
+        alone = status.st_nlink <= names or os.geteuid() != 0
         if stat.S_ISREG(status.st_mode) and alone:
             os.utime(fd, ns=(at_ns, at_ns))
 

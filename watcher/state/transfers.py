@@ -20,7 +20,7 @@ from typing import NamedTuple
 import orjson
 
 from watcher.model import MIB, Ranges
-from watcher.ollama import ranges
+from watcher.ollama import names, ranges
 from watcher.state import checks, fs, json_file, state_folder
 
 FOLDER = "transfers"
@@ -44,6 +44,7 @@ class Kept(NamedTuple):
     taken: Ranges = ()  #: copied from a server's download: doubted first
     mirrored: Ranges = ()  #: from mirrors: doubted as well
     is_wrong: bool = False  #: all was there, and its hash was wrong
+    finished: bool = False  #: the data is a blob of the server's, which no hash has proven
 
 
 def kept(folder: int, digest: str, size: int) -> Kept:
@@ -72,6 +73,7 @@ def parsed(raw: bytes, digest: str, size: int) -> Kept:
             checks.byte_ranges(found["taken"]),
             checks.byte_ranges(found.get("mirrored", ())),
             checks.flag(found["wrong"]),
+            checks.flag(found.get("finished", False)),
         )
         about = checks.digest(found["digest"])
     except (KeyError, TypeError) as error:
@@ -93,6 +95,7 @@ def encoded(digest: str, told: Kept) -> bytes:
         "taken": told.taken,
         "mirrored": told.mirrored,
         "wrong": told.is_wrong,
+        "finished": told.finished,
     }
     return orjson.dumps(said)
 
@@ -156,6 +159,59 @@ def held(ours: int, digest: str) -> Iterator[int]:
     """The same under its lock. Raises fs.BusyError where somebody has it, and OSError."""
     with opened(ours, digest) as folder, fs.locked(LOCK, folder):
         yield folder
+
+
+def reserve(room: os.statvfs_result) -> int:
+    """Bytes of a file system that have to stay free: less on a small one."""
+    return min(512 * MIB, room.f_blocks * room.f_frsize // 50)
+
+
+def is_low(ours: int) -> bool:
+    """Whether no more than what has to stay free is left."""
+    room = os.fstatvfs(ours)
+    return room.f_bavail * room.f_frsize <= reserve(room)
+
+
+def keep(ours: int, blobs: int, digest: str, boot: str) -> None:
+    """Give a blob of the server's a second name: its bytes stay where the server removes the first.
+
+    Nothing is done where there is data of that layer. Nothing is synced: after a power cut none of
+    it is believed. Raises fs.BusyError where a process fetches the layer, FileNotFoundError where
+    the blob has gone, and OSError.
+    """
+    name = names.blob(digest)
+    with state_folder.made_in(FOLDER, ours) as above:
+        fs.ensure_folder(digest, above, durable=False)
+    with held(ours, digest) as folder:
+        if _is_there(DATA, folder):
+            return
+        try:
+            found = os.stat(name, dir_fd=blobs, follow_symlinks=False)
+            everything = ((0, found.st_size),)
+            told = encoded(digest, Kept(found.st_size, taken=everything, finished=True))
+            # First, so that data without them is never one of these.
+            fs.save(ARRIVED, folder, f"{boot}\n0 {found.st_size}\n".encode(), durable=False)
+            fs.save(LEDGER, folder, told, durable=False)
+            fs.second_name(name, blobs, DATA, folder)
+        except OSError:
+            remove(ours, digest)
+            raise
+
+
+def is_second_name(folder: int, digest: str, blobs: int) -> bool:
+    """Whether the data is the blob of that name."""
+    with contextlib.suppress(FileNotFoundError):
+        data = os.stat(DATA, dir_fd=folder, follow_symlinks=False)
+        blob = os.stat(names.blob(digest), dir_fd=blobs, follow_symlinks=False)
+        return os.path.samestat(data, blob)
+    return False
+
+
+def _is_there(name: str, folder: int) -> bool:
+    with contextlib.suppress(FileNotFoundError):
+        os.stat(name, dir_fd=folder, follow_symlinks=False)
+        return True
+    return False
 
 
 def remove(ours: int, digest: str, *, only_empty: bool = False) -> None:

@@ -110,6 +110,7 @@ class Ledger:
             kept = Kept()
         logged = () if self.lost else transfers.logged(self.folder, self._boot, size)
         self.durable, self.taken, self.mirrored = kept.durable, kept.taken, kept.mirrored
+        self._is_finished = kept.finished
         self.arrived = ranges.union(kept.durable, logged)
         if self.lost:
             self._save()
@@ -228,7 +229,9 @@ class Ledger:
         rest = ranges.difference(self._expected, self.arrived)
         mirrored = ranges.union(rest, self.mirrored)
         durable = self.durable if durable is None else durable
-        told = Kept(self.layer.size, durable, self.taken, mirrored, is_wrong)
+        told = Kept(
+            self.layer.size, durable, self.taken, mirrored, is_wrong, finished=self._is_finished
+        )
         fs.save(LEDGER, self.folder, transfers.encoded(self.layer.digest, told))
 
 

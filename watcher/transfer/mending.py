@@ -122,7 +122,7 @@ class Mender:
         return values.Options(
             connections=self._settings.connections,
             limit=Limit(self._settings.rate),
-            reserve=values.reserve(os.statvfs(self._host.store)),
+            reserve=transfers.reserve(os.statvfs(self._host.store)),
         )
 
     def _heard(self, event: values.Event) -> None:

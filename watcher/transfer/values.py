@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import enum
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -21,11 +20,6 @@ class Layer(NamedTuple):
 
     digest: str
     size: int
-
-
-def reserve(room: os.statvfs_result) -> int:
-    """Bytes of a file system that have to stay free: less on a small one."""
-    return min(512 * MIB, room.f_blocks * room.f_frsize // 50)
 
 
 @dataclass(frozen=True, slots=True)

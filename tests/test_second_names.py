@@ -1,0 +1,376 @@
+"""What a server has just finished keeps its bytes in our folder until a manifest is there."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import shlex
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.support.driving import HealthyStore, audit, host, private_proc, run
+from tests.support.notation import age
+from tests.support.runs import changed, one_look, one_run, rules, surveyed
+from tests.support.transfers import held
+from tests.transfer.driven import Here as Driven
+from watcher.act import second_names
+from watcher.decide import second_names as decided
+from watcher.decide import usage
+from watcher.demo.registry import Manners, Registry
+from watcher.model import DAY, HOUR, MIB, Evidence, Rules, UseKind
+from watcher.observe.host import Host
+from watcher.reconcile import Report
+from watcher.state import folders, fs, registry_cache, sums, transfers
+
+SIZE = 2_000_000
+CLEAN = rules(repair=False, clean=True, writers_visible=True)
+VERIFY = rules(repair=False, hash=True, verify=True, writers_visible=True)
+#: What the daemon does at a look.
+WATCH = rules(patient=True, writers_visible=True)
+
+
+class Here:
+    """A store with a blob that a server has just finished and no manifest names, kept by us."""
+
+    def __init__(self, tmp_path: Path) -> None:
+        self.store = HealthyStore(tmp_path / "models")
+        self.digest = self.store.text_blob("x" * SIZE, 0)
+        proc = Path(private_proc(tmp_path / "proc"))
+        (proc / "sys").symlink_to("/proc/sys")  # which start of the machine this is
+        self.host: Host = host(self.store, str(proc))
+
+    @property
+    def blob(self) -> Path:
+        return self.store.blobs / f"sha256-{self.digest}"
+
+    @property
+    def folder(self) -> Path:
+        return self.store.ours / "transfers" / self.digest
+
+    @property
+    def is_kept(self) -> bool:
+        found = (self.folder / "data").exists()
+        assert found or not self.folder.exists()
+        return found
+
+    def keep(self) -> str:
+        return second_names.keep(self.host, [self.digest])
+
+    def named(self) -> None:
+        self.store.manifest_of("now-here", self.digest, self.store.digests[1])
+
+    def run(self, by: Rules = WATCH) -> Report:
+        return one_run(self.host, by)
+
+    def seen(self) -> Evidence:
+        return one_look(self.host, WATCH).evidence
+
+
+@pytest.fixture
+def here(tmp_path: Path) -> Here:
+    found = Here(tmp_path)
+    assert found.keep() == ""
+    assert os.path.samefile(found.folder / "data", found.blob)
+    return found
+
+
+def old(here: Here) -> None:
+    age(here.blob, HOUR + 60)
+
+
+def another_comes(here: Here) -> None:
+    old(here)
+    here.store.download("another", aged=60)
+
+
+def named_while_another_comes(here: Here) -> None:
+    here.named()
+    here.store.download("another", aged=60)
+
+
+def another_came(here: Here) -> None:
+    """The last layer of the pull; all of them are young for as long as it has been over."""
+    old(here)
+    here.store.text_blob("another", 60)
+
+
+def beside(here: Here) -> None:
+    """The server downloads the layer once more, and takes the name from this file."""
+    here.named()
+    here.store.partial(here.digest).write_bytes(b"begun")
+
+
+@pytest.mark.parametrize(
+    ("how", "by", "stays"),
+    [
+        (lambda _: None, WATCH, True),
+        (Here.named, WATCH, False),
+        (named_while_another_comes, WATCH, False),
+        (beside, WATCH, True),
+        (old, WATCH, False),
+        (another_comes, WATCH, True),
+        (another_came, WATCH, True),
+        (lambda _: None, CLEAN, False),
+        (Here.named, VERIFY, True),
+    ],
+)
+def test_when_it_goes(here: Here, how: Callable[[Here], None], by: Rules, stays: bool) -> None:
+    how(here)
+    before = here.blob.read_bytes()
+    report = here.run(by)
+    assert not report.outcomes or by is VERIFY
+    assert here.is_kept == stays
+    assert here.blob.read_bytes() == before
+    assert here.blob.stat().st_nlink == 1 + stays
+
+
+def test_while_a_server_may_be_hashing_it_it_stays(here: Here) -> None:
+    old(here)
+    seen = here.seen()
+    assert decided.needless(seen, clean=False) == {here.digest}
+    held = seen._replace(second_names=tuple(x._replace(held=True) for x in seen.second_names))
+    assert decided.needless(held, clean=False) == set()
+
+
+def test_of_some_digests_nobody_knows_whether_a_manifest_names_them(here: Here) -> None:
+    here.named()
+    one_run(here.host, WATCH, frozenset({here.digest}))
+    assert here.is_kept
+
+
+@pytest.mark.parametrize("is_discarded", [False, True])
+def test_a_disk_that_is_as_full_as_it_may_be_keeps_none(
+    here: Here, monkeypatch: pytest.MonkeyPatch, is_discarded: bool
+) -> None:
+    monkeypatch.setattr(transfers, "reserve", lambda _: 1 << 62)
+    if is_discarded:
+        here.blob.unlink()
+    one_run(here.host, WATCH, frozenset({"0" * 64}))
+    assert not here.is_kept
+    if not is_discarded:
+        assert here.keep() == ""
+        assert not here.is_kept
+
+
+@pytest.mark.parametrize("left", [["data"], ["data", "ledger"], ["data", "arrived"], ["ledger"]])
+def test_what_a_power_cut_leaves_goes_as_well(here: Here, left: list[str]) -> None:
+    for path in here.folder.iterdir():
+        if path.name not in left:
+            path.unlink()
+        elif path.name != "data":
+            path.write_bytes(b"")
+    here.run(CLEAN)
+    assert not here.is_kept
+    assert here.blob.stat().st_nlink == 1
+
+
+def test_after_another_start_of_the_machine_none_of_it_is_believed(
+    here: Here, tmp_path: Path
+) -> None:
+    here.blob.unlink()
+    (found,) = here.seen().downloads
+    assert found.trust.trusted == ((0, SIZE),)
+    assert (found.trust.claimed, found.may_be_right) == ((), True)
+    (tmp_path / "proc/sys").unlink()
+    name = tmp_path / "proc/sys/kernel/random/boot_id"
+    name.parent.mkdir(parents=True)
+    name.write_text("another start")
+    (found,) = here.seen().downloads
+    assert (found.trust.trusted, found.may_be_right) == ((), False)
+
+
+# ---------------------------------------------------------------- what it counts as
+
+
+def test_it_is_no_download_and_no_orphan_of_its_own(here: Here) -> None:
+    report = one_look(here.host, changed(WATCH, clean=True))
+    assert not report.evidence.downloads
+    assert [each.digest for each in report.evidence.second_names] == [here.digest]
+    kinds = {each.kind for each in report.diagnosis.findings}
+    assert not {each for each in kinds if each.startswith("download_")}
+
+
+def test_an_orphan_with_one_counts_once_and_is_freed_whole(here: Here) -> None:
+    age(here.blob, 8 * DAY)
+    seen = one_look(here.host, CLEAN)
+    uses, _ = usage.usage(surveyed(here.host), seen.diagnosis.diagnosed, seen.evidence.census)
+    allocated = here.blob.stat().st_blocks * 512
+    (use,) = [each for each in uses if each.kind is UseKind.ORPHAN]
+    assert use.sizes.allocated == use.sizes.freed == allocated
+    (orphan,) = [each for each in here.run(CLEAN).outcomes if each.action.subject == here.blob.name]
+    assert (orphan.action.frees, orphan.freed) == (allocated, allocated)
+    assert not here.blob.exists()
+    assert not here.is_kept
+
+
+def test_it_is_protected_from_pruning_all_the_same(here: Here) -> None:
+    """Root sets no times of a file that has a name elsewhere, and this one is ours."""
+    age(here.blob, HOUR)
+    one_run(here.host, rules(refresh=True, repair=False, writers_visible=True))
+    assert time.time() - here.blob.stat().st_mtime < HOUR / 2
+
+
+def test_what_was_hashed_is_not_hashed_anew(tmp_path: Path) -> None:
+    """Each of its two names changes the time by which a hash is known to hold."""
+    here = Here(tmp_path)
+    before = here.blob
+    here.digest = hashlib.sha256(before.read_bytes()).hexdigest()
+    before.rename(here.blob)
+    here.keep()
+    here.named()
+    assert len(here.run(VERIFY).outcomes) == 3
+    age_before = here.blob.stat().st_ctime_ns
+    here.run()
+    assert not here.is_kept
+    assert here.blob.stat().st_ctime_ns != age_before
+    assert not here.run(VERIFY).outcomes
+
+
+# ---------------------------------------------------------------- where it can't be kept
+
+
+@pytest.mark.parametrize("code", [errno.EPERM, errno.EMLINK, errno.EXDEV])
+def test_without_hard_links_nothing_is_left_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    here = Here(tmp_path)
+
+    def refuse(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(fs, "second_name", refuse)
+    assert here.keep() == f"a hard link fails: {os.strerror(code)}"
+    assert not here.folder.exists()
+
+
+def test_data_of_a_transfer_of_ours_stays_as_it_is(here: Here) -> None:
+    data = here.folder / "data"
+    data.unlink()
+    data.write_bytes(b"ours")
+    assert here.keep() == ""
+    assert data.read_bytes() == b"ours"
+
+
+def test_a_blob_that_has_gone_leaves_nothing(tmp_path: Path) -> None:
+    here = Here(tmp_path)
+    here.blob.unlink()
+    assert here.keep() == ""
+    assert not here.folder.exists()
+
+
+# ---------------------------------------------------------------- discarded
+
+
+CHUNK = 4 * MIB
+
+
+@pytest.fixture
+def discarded(tmp_path: Path, registry: Registry) -> Driven:
+    """A server has found a finished layer wrong, which has wrong bytes in the middle."""
+    here = Driven(tmp_path / "models", registry, sums.FROM + CHUNK)
+    registry.manners = Manners(sums="complete", chunk=CHUNK)
+    content = bytearray(here.content())
+    content[5 * CHUNK : 5 * CHUNK + 100] = b"<html>the gateway has timed out</html>".ljust(100)
+    here.blob.write_bytes(content)
+    assert second_names.keep(Host(str(here.path)), [here.digest]) == ""
+    here.blob.unlink()
+    return here
+
+
+def judge(path: Path, digest: str) -> bool:
+    """What the daemon does once a server has removed a layer."""
+    return second_names.judge(Host(str(path)), digest)
+
+
+def test_what_was_removed_for_another_reason_goes_unsaid(
+    tmp_path: Path, registry: Registry
+) -> None:
+    """By `ollama rm`, or by a server's start, while the daemon was away."""
+    here = Driven(tmp_path / "models", registry, SIZE)
+    here.blob.write_bytes(here.content())
+    host = Host(str(here.path))
+    assert second_names.keep(host, [here.digest]) == ""
+    here.blob.unlink()
+    assert not one_run(host, WATCH).events
+    assert judge(here.path, here.digest)
+    assert not here.folder.exists()
+    assert not one_run(host, WATCH).events
+
+
+def test_what_a_process_is_at_is_not_judged(discarded: Driven) -> None:
+    with held(discarded.folder):
+        assert not judge(discarded.path, discarded.digest)
+    assert judge(discarded.path, discarded.digest)
+
+
+def test_what_a_server_discards_is_reported_once_and_repaired_as_printed(
+    discarded: Driven,
+) -> None:
+    here = discarded
+    assert not one_run(Host(str(here.path)), WATCH).events, "it may be right"
+    assert judge(here.path, here.digest)
+    log = here.path / ".ollama-watch/logs/events.jsonl"
+    for _ in range(2):
+        one_run(Host(str(here.path)), WATCH)
+        assert log.read_text().count('"download_discarded"') == 1
+    (finding,) = [x for x in audit(here.path)["findings"] if x["kind"] == "download_discarded"]
+    assert finding["command"] == "", "nobody knows the model yet"
+    assert "repair MODEL" in finding["remedy"]
+    with folders.opened_store(str(here.path)) as store:
+        registry_cache.keep(store, here.name, here.model.manifest, "", time.time())
+    (finding,) = [x for x in audit(here.path)["findings"] if x["kind"] == "download_discarded"]
+    words = shlex.split(finding["command"])
+    here.registry.reset_stats()
+    done = run(here.path, *words[words.index("repair") :], "--yes")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert here.served <= CHUNK + 1
+    assert here.blob.read_bytes() == here.content()
+    assert not here.folder.exists()
+
+
+def test_it_is_reported_if_no_scan_came_between_the_download_and_its_end(here: Here) -> None:
+    here.folder.rename(aside := here.store.path.parent / "aside")
+    here.blob.rename(partial := here.store.partial(here.digest))
+    looks = changed(WATCH, repair=False)
+    assert [each.event_type for each in here.run(looks).events] == ["partial_found"]
+    aside.rename(here.folder)
+    partial.unlink()
+    assert judge(here.store.path, here.digest)
+    assert [each.event_type for each in here.run(looks).events] == ["download_discarded"]
+    assert not here.run(looks).events
+
+
+def test_without_sums_the_plan_names_the_reason_and_the_whole_layer(discarded: Driven) -> None:
+    here = discarded
+    here.registry.manners = Manners()
+    words = run(here.path, "repair", "-n", here.model.name).stdout.split()
+    assert "the server discarded it" in " ".join(words)
+    assert "at most 71.3 MB" in " ".join(words)
+    assert here.served == 0
+    assert (here.folder / "data").exists()
+    done = run(here.path, "repair", "--yes", here.model.name)
+    assert here.served == 0, done.stdout
+    done = run(here.path, "repair", "--yes", "--fetch", here.model.name)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert here.blob.read_bytes() == here.content()
+    assert here.served <= here.size + 1
+
+
+def test_a_pull_of_ours_goes_on_from_it(discarded: Driven) -> None:
+    discarded.pull()
+    assert discarded.served <= CHUNK + 1
+
+
+def test_it_goes_once_another_pull_of_the_server_has_a_manifest(here: Here) -> None:
+    content = here.blob.read_bytes()
+    here.blob.unlink()
+    here.blob.write_bytes(content)
+    here.run()
+    assert here.is_kept
+    here.named()
+    here.run()
+    assert not here.is_kept
