@@ -201,7 +201,7 @@ def answered(here: Here, answers: bytes) -> str:
 def test_a_prompt_names_the_bytes(here: Here) -> None:
     flip(here, 3)
     verify(here)
-    question = f"Do it, and fetch at most {decimal(SIZE)}?"
+    question = f"Do it, and fetch at most {decimal(CHUNK)}?"
     assert question in answered(here, b"n\n")
     assert here.served == 0
     assert answered(here, b"y\n").count("Do it") == 1
@@ -222,7 +222,7 @@ def test_what_is_fetched_can_be_declined_by_itself(
     for path in (data, progress):
         age(path, HOUR)
     printed = answered(here, f"{answer}\n".encode())
-    question = f"fetch at most {decimal(SIZE)}? [y/N, or w: without fetching]"
+    question = f"fetch at most {decimal(CHUNK)}? [y/N, or w: without fetching]"
     assert printed.count(question) == printed.count("Do it") == 1
     assert (here.served > 0) == fetches
     assert (progress.read_text() != sidecar(0, 0, 5 * MIB, 0)) == repairs

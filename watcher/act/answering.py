@@ -250,7 +250,7 @@ def _is_wrong(fd: int, chunk: Chunk, progress: _Progress) -> bool:
 
 
 def _prove(store: int, actions: Iterable[Action], host: Host) -> Iterator[Outcome]:
-    """Compare downloads with the sums of their chunks, which their registries are asked for."""
+    """Compare files with the sums of their chunks, which their registries are asked for."""
     for action in actions:
         with contextlib.suppress(_StoppedError, EndedError):
             try:
@@ -261,15 +261,18 @@ def _prove(store: int, actions: Iterable[Action], host: Host) -> Iterator[Outcom
 
 def _proved(store: int, action: Action, host: Host) -> Outcome:
     chunks, entry = _sums_of_registry(store, action, host), action.expects[0]
+    is_blob, right, wrong = names.is_blob(entry.name), Ranges(), Ranges()
+    # A damaged blob is as damaged without sums; a download was to be proven.
+    unknown = Outcome(action, Result.DONE if is_blob else Result.REFUSED, "")
     if not chunks:
         why = "its registry serves no sums of its chunks, so nothing was compared"
-        return Outcome(action, Result.REFUSED, why)
-    right, wrong, progress = Ranges(), Ranges(), _Progress(host)
+        return unknown._replace(message=why)
     with (
         folders.opened_blobs(store) as blobs,
         fs.closing(fs.open_followed(entry.name, blobs)) as fd,
     ):
-        written = parts.segments(fd, entry.size)
+        progress = _Progress(host)
+        written = action.doubts if is_blob else parts.segments(fd, entry.size)
         for chunk in chunks:
             piece = ((chunk.start, chunk.end),)
             if ranges.difference(piece, written):
@@ -283,10 +286,11 @@ def _proved(store: int, action: Action, host: Host) -> Outcome:
             return Outcome(action, Result.REFUSED, "it has changed meanwhile")
     if wrong and not right:
         why = "no chunk matches its sum: the sums may be of other data, so nothing was changed"
-        return Outcome(action, Result.REFUSED, why)
+        return unknown._replace(message=why)
     found = f"{decimal(ranges.size(right))} match the sums of their chunks"
     found += f", {decimal(ranges.size(wrong))} don't" if wrong else ""
-    return Outcome(action, Result.DONE, found, right=right, wrong=wrong)
+    sha256 = entry.sha256 if is_blob else None
+    return Outcome(action, Result.DONE, found, sha256=sha256, wrong=wrong, right=right)
 
 
 def _sums_of_registry(store: int, action: Action, host: Host) -> Chunks:

@@ -51,6 +51,8 @@ class _Choice:
         if self._asked.until_free is not None:
             self.plan = cleaning.until_free(self.plan, self._asked.until_free)
         if self._asked.yes and not self._asked.dry_run:
+            if not self._asked.mode.prove:  # nobody waits for what exactly is fetched
+                self.plan = self.plan.filtered(lambda each: each.kind is not ActionKind.PROVE)
             return self.plan
         if not self._asked.dry_run and self._context.can_ask():
             # What only finds something out comes before the one prompt, which names the result.

@@ -25,7 +25,7 @@ TABLE = (
     Row(ActionKind.HASH, "hash {}"),
     Row(
         ActionKind.PROVE,
-        "compare the download of {} with the sums of its chunks",
+        "compare {} with the sums of its chunks",
         command="repair --prove",
     ),
     _repairs(ActionKind.WRITE_SIDECARS, "repair the download of {}"),

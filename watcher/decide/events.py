@@ -9,7 +9,7 @@ from rich.filesize import decimal
 
 from watcher import model
 from watcher.decide import actions, conditions
-from watcher.model import Action, Diagnosed, Finding, Kind, Outcome, Refusal, Result
+from watcher.model import Action, ActionKind, Diagnosed, Finding, Kind, Outcome, Refusal, Result
 from watcher.ollama import names, ranges
 from watcher.state.event_log import Event, EventType
 from watcher.state.memory import Memory, Remembered
@@ -194,6 +194,8 @@ def hashed(outcome: Outcome, at: float) -> Event | None:
     """A file can't be read, or a finished blob's hash is wrong; None where all is well."""
     subject = outcome.action.subject
     details = {"digest": f"sha256:{subject}"}
+    if outcome.action.kind is not ActionKind.HASH:
+        return None
     if outcome.result is Result.FAILED:
         return Event(at, EventType.ERROR, outcome.message, details=details)
     entry = outcome.action.expects[0] if outcome.action.expects else None

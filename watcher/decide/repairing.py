@@ -12,6 +12,7 @@ from watcher.decide import at_risk, cleaning, conditions, findings, safety
 from watcher.decide.conditions import Step, settled_condition
 from watcher.model import Action, ActionKind, Diagnosed, Evidence, Planned, RefusalKind, Rules
 from watcher.ollama import names, ranges, sidecars
+from watcher.state import sums
 from watcher.system import advice
 
 MOST_SIDECARS = 1000  #: more sidecars than this are absurd, and brought down
@@ -231,9 +232,21 @@ def questions_to_registries(
         if download.total is None and download.models and download.registry is None:
             because, files = "its length is unknown", download.entries
             yield Action(ask, download.digest, because, files, models=download.models)
+    yield from _damage_unmeasured(evidence, rules)
     because = "to find out whether a damaged blob can be downloaded again"
     for odd in _damaged_and_unheard(evidence, missing_too=rules.mode.fetch):
         yield Action(ask, odd.digest, because, (), models=odd.models)
+
+
+def _damage_unmeasured(evidence: Evidence, rules: Rules) -> Iterator[Action]:
+    """How much of a damaged blob is wrong, where the registry's sums of its chunks may say that."""
+    for odd in evidence.census.odd if rules.mode.fetch else ():
+        is_worth_it = odd.fault is model.BlobFault.CORRUPT and (odd.wanted or 0) >= sums.FROM
+        if is_worth_it and odd.content is not None and odd.models and not odd.wrong:
+            because, files = "to find out how much of it is wrong", (odd.content,)
+            action = Action(ActionKind.PROVE, odd.digest, because, files, models=odd.models)
+            length = odd.wanted or 0
+            yield action._replace(length=length, doubts=((0, length),))
 
 
 def _damaged_and_unheard(evidence: Evidence, *, missing_too: bool) -> Iterator[model.OddBlob]:

@@ -413,7 +413,7 @@ def proved(
         if outcome.action.kind is ActionKind.ASK_REGISTRY:
             why = outcome.message if outcome.length is None else ""
             asked[outcome.action.subject] = Asked(outcome.length, now, why)
-        if outcome.action.kind is ActionKind.PROVE and outcome.result is model.Result.DONE:
+        if outcome.right and not names.is_blob(outcome.action.expects[0].name):
             proven[outcome.action.subject] = _proven(outcome, boot)
     hashes, in_doubt = memory.hashes.plus(found), frozenset(unproven)
     return replace(memory, hashes=hashes, asked=asked, unproven=in_doubt, proven=proven)

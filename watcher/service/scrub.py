@@ -23,8 +23,11 @@ from watcher.observe.host import Host
 from watcher.ollama import names
 from watcher.system.worker import Worker
 
-#: What is done about a blob in doubt.
-_KINDS = reconcile.QUESTIONS | {ActionKind.QUARANTINE_BLOB, ActionKind.FETCH_CHUNKS}
+#: What is done about a blob in doubt; nobody waits for how much of it is wrong.
+_KINDS = (reconcile.QUESTIONS - {ActionKind.PROVE}) | {
+    ActionKind.QUARANTINE_BLOB,
+    ActionKind.FETCH_CHUNKS,
+}
 _LOWEST = 19
 _AGAIN_SECONDS = HOUR
 

@@ -49,7 +49,7 @@ def outcomes(report: Report) -> Iterator[Line]:
     if saved:
         yield Line(f"saved {size(saved)} of downloading", style="bold")
     for outcome in done[:_SHOWN_ALIKE]:
-        hashed = outcome.action.kind is ActionKind.HASH
+        hashed = outcome.action.kind in (ActionKind.HASH, ActionKind.PROVE)
         yield Line(f"{_subject(outcome.action)}: {outcome.message}" if hashed else outcome.message)
     yield from _more(len(done))
     for outcome in report.outcomes:
