@@ -12,22 +12,25 @@ import sys
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import pytest
 import yaml
 
 from tests.conftest import needs_root
 from tests.support import kubernetes
-from tests.support.driving import HealthyStore
+from tests.support.driving import HealthyStore, is_right
 from tests.support.prometheus import free_port
-from tests.support.servers import wait_until
-from watcher.model import DAY, HOUR
+from tests.support.servers import Server, blob, collapsed, wait_until, wait_written
+from watcher.demo.registry import Layer, Registry
+from watcher.model import DAY, HOUR, MIB
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "deploy/kubernetes"
 OVERLAYS = sorted(each.name for each in (FOLDER / "overlays").iterdir())
 Object = dict[str, Any]
+#: Bytes of the layer that a server pulls, and how many of them arrive before it is killed.
+SIZE, HELD = 8_000_000, 6_000_000
 
 
 @functools.cache
@@ -170,6 +173,7 @@ mount --bind /proc "$root/proc"; mount --bind "$volume" "$root/ollama"
 mount -o remount,ro "$root"
 exec chroot "$root" "$@"
 """
+_BINARY = os.path.dirname(os.environ.get("OLLAMA_BIN", "/bin/ollama"))
 _IMAGE = ("/usr", "/bin", "/sbin", "/lib", "/lib64", "/etc")
 
 
@@ -180,27 +184,30 @@ class Pod(NamedTuple):
     volume: Path
     init: int
 
-    def start(self, container: Object, pod: Object) -> subprocess.Popen[str]:
+    def start(
+        self, container: Object, pod: Object, log: IO[bytes] | int = subprocess.PIPE
+    ) -> subprocess.Popen[bytes]:
         """Start a container as a runtime would, with nothing but what the manifest gives it."""
         root = self.folder / f"root-{container['name']}"
         root.mkdir(exist_ok=True)
-        roots = (*_IMAGE, sys.base_prefix, sys.prefix, str(ROOT / "watcher"))
+        roots = (*_IMAGE, sys.base_prefix, sys.prefix, str(ROOT / "watcher"), _BINARY)
         binds = [each for each in dict.fromkeys(roots) if not each.startswith("/usr/")]
-        env = {each["name"]: each["value"] for each in container.get("env", ())}
-        env |= {"PATH": "/opt/ollama-watch/bin:/usr/local/bin:/usr/bin:/bin", "HOME": "/"}
+        env = {"PATH": "/opt/ollama-watch/bin:/usr/local/bin:/usr/bin:/bin", "HOME": "/"}
+        env |= {each["name"]: each["value"] for each in container.get("env", ())}
         env |= {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": str(ROOT)}
         enter = ["nsenter", f"--target={self.init}", "--pid", "--mount", "--", "unshare", "--mount"]
         words = [*enter, "sh", "-c", _ROOT, "sh", str(root), str(self.volume), *binds, "--"]
         words += [*rights(container, pod), "env", "-i", *(f"{k}={v}" for k, v in env.items())]
         words += [*container.get("command", ["ollama-watch"]), *container.get("args", ())]
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-        python = {"PYTHON": sys.executable, "PATH": os.environ["PATH"]}
-        return subprocess.Popen(words, env=python, cwd="/", start_new_session=True, **pipes)  # type: ignore[call-overload,no-any-return]
+        own = {"PYTHON": sys.executable, "PATH": os.environ["PATH"]}
+        return subprocess.Popen(
+            words, env=own, cwd="/", stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+        )
 
     def run(self, container: Object, pod: Object) -> str:
         """Run a container to its end, which must be a good one; what it has printed."""
         process = self.start(container, pod)
-        told, _ = process.communicate(timeout=60)
+        told = process.communicate(timeout=60)[0].decode()
         assert process.returncode == 0, told
         assert "Traceback" not in told, told
         return told
@@ -238,7 +245,7 @@ def pod_of(folder: Path, volume: Path) -> Iterator[Pod]:
 
 
 @contextlib.contextmanager
-def running(process: subprocess.Popen[str]) -> Iterator[subprocess.Popen[str]]:
+def running(process: subprocess.Popen[bytes]) -> Iterator[subprocess.Popen[bytes]]:
     try:
         yield process
     finally:
@@ -271,9 +278,7 @@ def test_the_containers_do_their_work_with_the_rights_that_they_have(
     held = store.download("held", aged=2 * HOUR)
     given_to(pod.get("securityContext", {}).get("runAsUser", 0), store.path.parent)
     daemon, server = made["ollama-watch"], made["ollama"]
-    port = free_port()
-    for each in daemon["env"]:
-        each["value"] = each["value"].replace(":9464", f":{port}")
+    port = daemon_port(daemon)
     path = f"/ollama/models/blobs/{store.partial(held).name}"
     server |= {"command": ["sh", "-c", f"exec sleep 600 3<>{path}"], "env": []}
     with pod_of(tmp_path / "pod", store.path.parent) as inside:
@@ -293,10 +298,18 @@ def test_the_containers_do_their_work_with_the_rights_that_they_have(
             )
             os.killpg(process.pid, signal.SIGTERM)
             told, _ = process.communicate(timeout=30)
-    assert "Traceback" not in told
+    assert b"Traceback" not in told
 
 
-def metric(port: int, process: subprocess.Popen[str], name: str) -> float | None:
+def daemon_port(daemon: Object) -> int:
+    """Let a daemon listen at a port that is free here."""
+    port = free_port()
+    for each in daemon["env"]:
+        each["value"] = each["value"].replace(":9464", f":{port}")
+    return port
+
+
+def metric(port: int, process: subprocess.Popen[bytes], name: str) -> float | None:
     """The value of a daemon's sample, from its name on; None before there is one."""
     assert process.poll() is None, process.communicate()[0]
     with contextlib.suppress(OSError):
@@ -305,6 +318,64 @@ def metric(port: int, process: subprocess.Popen[str], name: str) -> float | None
         found = [each for each in lines if each.startswith(f"ollama_watch_{name}")]
         return float(found[0].rpartition(" ")[2]) if found else None
     return None
+
+
+class PodServer(Server):
+    """A server in a pod: the one that OLLAMA_BIN names, else the demo's."""
+
+    def __init__(self, pod: Pod, container: Object, spec: Object) -> None:
+        super().__init__(pod.volume / "models")
+        self._pod, self._container, self._spec = pod, container, spec
+
+    def command(self) -> list[str]:
+        engine = [sys.executable, "-m", "watcher.demo.engine"]
+        return [*([os.environ["OLLAMA_BIN"]] if "OLLAMA_BIN" in os.environ else engine), "serve"]
+
+    def _begin(self, env: dict[str, str], _: Path, log: IO[bytes]) -> subprocess.Popen[bytes]:
+        own = {"OLLAMA_MODELS": "/ollama/models", "HOME": "/ollama"}
+        kept = {"OLLAMA_HOST": env["OLLAMA_HOST"], "OLLAMA_NO_CLOUD": "1", **own}
+        variables = [{"name": name, "value": value} for name, value in kept.items()]
+        made = {**self._container, "command": self.command(), "env": variables}
+        return self._pod.start(made, self._spec, log)
+
+
+@needs_root
+@pytest.mark.slow("the rights are those of the test above; here a server runs with them")
+@pytest.mark.parametrize("overlay", ["deployment", "statefulset"])
+def test_a_server_that_is_killed_in_its_pod_continues_where_it_was(
+    tmp_path: Path, registry: Registry, overlay: str
+) -> None:
+    spec, made = workload(overlay)
+    volume = tmp_path / "volume"
+    volume.mkdir()
+    given_to(spec.get("securityContext", {}).get("runAsUser", 0), volume)
+    model = registry.add_model("demo", "1b", [Layer(SIZE)], extras=False)
+    digest = model.digests[0]
+    registry.hold(digest, after=HELD)
+    port = daemon_port(made["ollama-watch"])
+    with (
+        pod_of(tmp_path / "pod", volume) as inside,
+        PodServer(inside, made["ollama"], spec) as server,
+    ):
+        inside.run(made["prepare"], spec)
+        with running(inside.start(made["ollama-watch"], spec)) as process:
+            server.start().wait_ready()
+            pull = server.start_pull(model.name)
+            registry.wait_held(digest, 1)
+            wait_written(blob(server.store, digest, "-partial"), [HELD])
+            live = 'downloads{condition="live"'
+            wait_until(lambda: metric(port, process, live) == 1, "the download to be in use")
+            os.killpg(server.pid, signal.SIGKILL)
+            wait_until(lambda: metric(port, process, "repairs_total") == 1, "the repair")
+            pull.close()
+            registry.release()
+            registry.reset_stats()
+            server.stop()
+            inside.run(made["prepare"], spec)
+            server.start().wait_ready()
+            assert collapsed(server.pull(model.name))[-1] == "success"
+    assert registry.bytes_served(digest) <= SIZE - HELD + MIB
+    assert is_right(volume / "models", digest)
 
 
 @needs_root
@@ -339,8 +410,6 @@ def test_a_volume_that_is_empty_holds_up_nobody(tmp_path: Path, overlay: str) ->
     given_to(pod.get("securityContext", {}).get("runAsUser", 0), volume)
     with pod_of(tmp_path / "pod", volume) as inside:
         inside.run(made["prepare"], pod)
-        port = free_port()
-        for each in made["ollama-watch"]["env"]:
-            each["value"] = each["value"].replace(":9464", f":{port}")
+        port = daemon_port(made["ollama-watch"])
         with running(inside.start(made["ollama-watch"], pod)) as process:
             wait_until(lambda: metric(port, process, "build_info"), "an answer")

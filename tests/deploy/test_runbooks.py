@@ -7,11 +7,13 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.support.command_line import understand
 
 ROOT = Path(__file__).parents[2]
 RULES = (ROOT / "deploy/prometheus/ollama-watch.rules.yml").read_text()
+ALERTS = re.findall(r"alert: (\w+)", RULES)
 PAGES = sorted((ROOT / "docs/runbooks").glob("*.md"))
 URGENCY = {"critical": "page", "warning": "ticket", "info": "info"}
 
@@ -20,10 +22,9 @@ def test_each_alert_has_its_page_and_each_page_its_alert() -> None:
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg")
     (docs,) = re.findall(r"Documentation = (\S+)", setup["metadata"]["project_urls"])
-    alerts = re.findall(r"alert: (\w+)", RULES)
     urls = re.findall(r"runbook_url: (\S+)", RULES)
-    assert urls == [f"{docs}/runbooks/{alert}.md" for alert in alerts]
-    assert {page.stem for page in PAGES} == set(alerts)
+    assert urls == [f"{docs}/runbooks/{alert}.md" for alert in ALERTS]
+    assert {page.stem for page in PAGES} == set(ALERTS)
 
 
 def test_each_page_has_the_urgency_of_its_alert() -> None:
@@ -34,6 +35,14 @@ def test_each_page_has_the_urgency_of_its_alert() -> None:
         for alert in re.findall(r"alert: (\w+)", group):
             text = (ROOT / "docs/runbooks" / f"{alert}.md").read_text()
             assert f"\n*Urgency: {urgency}.* " in text
+
+
+def test_each_alert_is_tested_when_it_fires_and_when_not() -> None:
+    """`promtool test rules` runs these cases."""
+    tests = yaml.safe_load((ROOT / "deploy/prometheus/ollama-watch.test.yml").read_text())["tests"]
+    cases = {(case["alertname"], "exp_alerts" in case) for each in tests
+             for case in each["alert_rule_test"]}  # fmt: skip
+    assert cases == {(alert, fires) for alert in ALERTS for fires in (True, False)}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
