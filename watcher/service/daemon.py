@@ -22,7 +22,7 @@ from watcher.decide import events, modes, repairing, second_names
 from watcher.model import Plan, Scope
 from watcher.observe.host import Host
 from watcher.service.metrics import Metrics
-from watcher.service.scrub import Scrub, come_last
+from watcher.service.scrub import Scrub
 from watcher.service.triggers import BLIND_SECONDS, Digests, Triggers
 from watcher.state import folders, fs, memory, registry_cache, state_folder
 from watcher.state.event_log import Event, EventType
@@ -251,7 +251,6 @@ class _Service:
 
     def _judge(self) -> None:
         """Find out whether what a server has removed was wrong."""
-        come_last()
         host = replace(self._host, stops=self._judging.is_stopped)
         while self._unjudged:
             digest = self._unjudged.pop()

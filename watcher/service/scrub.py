@@ -65,7 +65,12 @@ class Scrub:
         self._worker.stop()
 
     def _scrub(self) -> None:
-        come_last()
+        # This thread, and those that it starts, have the lowest priority; a unit may deny either.
+        thread = threading.get_native_id()
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, thread, _LOWEST)
+        with contextlib.suppress(OSError, psutil.Error):
+            psutil.Process(thread).ionice(psutil.IOPRIO_CLASS_IDLE)
         with self._lock:
             digests, self._waiting = self._waiting, frozenset()
             self._tried |= dict.fromkeys(digests, time.monotonic())
@@ -102,12 +107,3 @@ class Scrub:
             host = replace(host, fetch=Mender(host, settings).fetch)
         with contextlib.suppress(EndedError):
             reconcile.Reconciler(host, settings).reconcile(mode, approve=approve)
-
-
-def come_last() -> None:
-    """Give this thread, and those that it starts, the lowest priority; a unit may deny it."""
-    thread = threading.get_native_id()
-    with contextlib.suppress(OSError):
-        os.setpriority(os.PRIO_PROCESS, thread, _LOWEST)
-    with contextlib.suppress(OSError, psutil.Error):
-        psutil.Process(thread).ionice(psutil.IOPRIO_CLASS_IDLE)
