@@ -137,6 +137,7 @@ class Trust(NamedTuple):
     has_holes: bool = True  #: not so in a copy, or where a file system has none
     rebooted: bool = False  #: some may have been written before the start
     zeros_read: bool = True  #: zero blocks were looked for
+    proven: Ranges = ()  #: present, and as the sums of its chunks say
 
 
 class Proven(NamedTuple):

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.driving import OLD, holding, is_right, run
+from tests.support.driving import OLD, audit, holding, is_right, run
 from tests.support.notation import age
 from tests.support.servers import EngineServer, collapsed, sidecar
 from watcher.demo.registry import Manners, Registry
@@ -80,6 +80,8 @@ def test_damage_in_recorded_bytes_costs_the_next_pull_its_chunk(left: Here) -> N
     assert message(told) == "8.4 MB match the sums of their chunks, 2.1 MB don't"
     # The fifth chunk, which was written and half of it recorded, is right: all of it counts.
     assert claims(left) == ((0, CHUNK), (2 * CHUNK, WRITTEN))
+    (shown,) = audit(left.path)["downloads"]
+    assert shown["ranges"]["proven"] == [[0, CHUNK], [2 * CHUNK, WRITTEN]]
     left.registry.reset_stats()
     with EngineServer(left.path) as server:
         server.start().wait_ready()

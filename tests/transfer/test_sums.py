@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.support.driving import run
+from tests.support.driving import audit, run
 from watcher.demo.registry import Fault, Manners
 from watcher.model import MIB
 from watcher.state import sums, transfers
@@ -109,6 +110,38 @@ def test_after_a_resume_they_are_not_asked_for_again(here: Here) -> None:
     here.pull(OPTIONS)
     assert asked_for_sums(here) == 1
     assert here.served == here.size + 2
+
+
+def test_what_was_compared_is_shown_as_proven(here: Here) -> None:
+    here.registry.hold(here.model.digests[0], at=(2 * CHUNK + MIB,))
+    with Background(here.transfer(with_options(sums_from=MIB, connections=1))):
+        wait_for(lambda: here.arrived() >= 2 * CHUNK)
+        wait_for(lambda: shown(here)["proven"])
+    ranges = shown(here)
+    ((start, end),) = ranges["proven"]
+    assert (start, end % CHUNK) == (0, 0)
+    assert end <= ranges["claimed"][0][1]
+
+
+def test_what_is_fetched_again_or_lost_is_proven_no_more(here: Here) -> None:
+    with here.ledger() as ledger:
+        os.ftruncate(ledger.data, here.size)
+        ledger.mark(0, 2 * CHUNK)
+        ledger.prove(0, CHUNK)
+        ledger.make_durable(ledger.arrived)
+        ledger.mark(2 * CHUNK, 3 * CHUNK)
+        ledger.prove(2 * CHUNK, 3 * CHUNK)
+        ledger.lose()
+        assert ledger.proven == ((0, CHUNK),)
+        ledger.forget(((0, MIB),))
+    with here.ledger() as ledger:
+        assert ledger.proven == ((MIB, CHUNK),)
+
+
+def shown(here: Here) -> dict[str, list[list[int]]]:
+    """The ranges of the transfer in the document of `audit`."""
+    downloads = audit(here.path)["downloads"]
+    return next(dict(each["ranges"]) for each in downloads if here.digest in each["digest"])
 
 
 def test_damage_in_what_came_earlier_costs_its_chunk(here: Here) -> None:

@@ -293,7 +293,8 @@ def _as_proven(trust: Trust, proven: Proven, lost: Ranges) -> Trust:
     """What can be believed once chunks were compared; `lost`: what the disk did not take."""
     right = ranges.difference(proven.right, lost)
     trusted = ranges.union(ranges.difference(trust.trusted, proven.wrong), right)
-    return trust._replace(present=ranges.union(trust.present, right), trusted=trusted)
+    present = ranges.union(trust.present, right)
+    return trust._replace(present=present, trusted=trusted, proven=right)
 
 
 class _Reader:
@@ -364,7 +365,9 @@ class _Reader:
             total=total,
             total_from=by,
             faults=faults or (("its hash was wrong",) if kept.is_wrong else ()),
-            trust=Trust(kept.durable, arrived, arrived),
+            trust=Trust(
+                kept.durable, arrived, arrived, proven=ranges.intersection(kept.proven, arrived)
+            ),
             holders=(found.holder,) if found.holder else (),
             unreadable=found.unreadable or None,
             by_server=kept.finished,

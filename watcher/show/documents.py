@@ -244,7 +244,12 @@ def _download(diagnosed: model.Diagnosed, seen: model.Evidence) -> dict[str, Any
             "alone": diagnosed.cost_alone,
             "repaired": diagnosed.cost_repaired,
         },
-        "ranges": {"claimed": trust.claimed, "present": trust.present, "trusted": trust.trusted},
+        "ranges": {
+            "claimed": trust.claimed,
+            "present": trust.present,
+            "trusted": trust.trusted,
+            "proven": trust.proven,
+        },
         "holders": [
             {
                 "pid": holder.pid,

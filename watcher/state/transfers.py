@@ -45,6 +45,7 @@ class Kept(NamedTuple):
     mirrored: Ranges = ()  #: from mirrors: doubted as well
     is_wrong: bool = False  #: all was there, and its hash was wrong
     finished: bool = False  #: the data is a blob of the server's, which no hash has proven
+    proven: Ranges = ()  #: as the sums of its chunks say
 
 
 def kept(folder: int, digest: str, size: int) -> Kept:
@@ -74,6 +75,7 @@ def parsed(raw: bytes, digest: str, size: int) -> Kept:
             checks.byte_ranges(found.get("mirrored", ())),
             checks.flag(found["wrong"]),
             checks.flag(found.get("finished", False)),
+            checks.byte_ranges(found.get("proven", ())),
         )
         about = checks.digest(found["digest"])
     except (KeyError, TypeError) as error:
@@ -96,6 +98,7 @@ def encoded(digest: str, told: Kept) -> bytes:
         "mirrored": told.mirrored,
         "wrong": told.is_wrong,
         "finished": told.finished,
+        "proven": told.proven,
     }
     return orjson.dumps(said)
 

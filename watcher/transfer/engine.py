@@ -253,6 +253,8 @@ class Engine:
                 self._drop_sums(fetch)
             elif wrong:
                 await self._fetch_again(fetch, chunk, wrong)
+            else:
+                fetch.ledger.prove(chunk.start, chunk.end)
             self._connections.bell.ring()
 
     async def _fetch_again(self, fetch: Fetch, chunk: Chunk, wrong: int) -> None:
@@ -274,6 +276,7 @@ class Engine:
         self._emit(Noticed(fetch.layer.digest, text))
         self._store.keep_sums(fetch.layer, b"")
         fetch.proof.drop()
+        fetch.ledger.proven = ()
 
     async def _sync_often(self, fetch: Fetch) -> None:
         while True:

@@ -112,6 +112,8 @@ class Ledger:
         self.durable, self.taken, self.mirrored = kept.durable, kept.taken, kept.mirrored
         self._is_finished = kept.finished
         self.arrived = ranges.union(kept.durable, logged)
+        #: As the sums of their chunks say, for whoever looks: nothing rests on it.
+        self.proven = ranges.intersection(kept.proven, self.arrived)
         if self.lost:
             self._save()
         if size > self.layer.size:
@@ -137,6 +139,10 @@ class Ledger:
             fs.write_at(self._log, [self._unwritten], self._log_end)
             self._log_end += len(self._unwritten)
             self._unwritten = b""
+
+    def prove(self, start: int, end: int) -> None:
+        """The bytes ``[start, end)`` are as their sum says: written down with the next ones."""
+        self.proven = ranges.union(self.proven, ((start, end),))
 
     def _begin_log(self) -> None:
         """Begin the log anew with what is not durable. A kill leaves the old one, or this one."""
@@ -179,6 +185,7 @@ class Ledger:
         """Believe nothing that was not durable, also after a kill."""
         fs.drop_cache(self.data)
         self.arrived = self.durable
+        self.proven = ranges.intersection(self.proven, self.arrived)
         self._begin_log()
 
     def expect_mirror(self) -> None:
@@ -191,6 +198,7 @@ class Ledger:
         self.arrived = ranges.difference(self.arrived, doubted)
         self.durable = ranges.difference(self.durable, doubted)
         self.taken = ranges.difference(self.taken, doubted)
+        self.proven = ranges.difference(self.proven, doubted)
         self.mirrored, self._expected = ranges.difference(self.mirrored, doubted), ()
         self._save()
         self._begin_log()
@@ -199,6 +207,7 @@ class Ledger:
         """What a server has left was compared with sums: nothing of it is doubted any more."""
         self.arrived = ranges.union(ranges.difference(self.arrived, wrong), right)
         self.durable = ranges.difference(self.durable, wrong)
+        self.proven = ranges.union(ranges.difference(self.proven, wrong), right)
         self.taken = ()
         self._save()
         self._begin_log()
@@ -229,9 +238,8 @@ class Ledger:
         rest = ranges.difference(self._expected, self.arrived)
         mirrored = ranges.union(rest, self.mirrored)
         durable = self.durable if durable is None else durable
-        told = Kept(
-            self.layer.size, durable, self.taken, mirrored, is_wrong, finished=self._is_finished
-        )
+        rest_of_it = (is_wrong, self._is_finished, self.proven)
+        told = Kept(self.layer.size, durable, self.taken, mirrored, *rest_of_it)
         fs.save(LEDGER, self.folder, transfers.encoded(self.layer.digest, told))
 
 

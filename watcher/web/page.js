@@ -171,10 +171,13 @@ const STATES = {
   recorded: "recorded",
   present: "on disk, not recorded",
   lacking: "recorded, but not on disk",
+  proven: "as the registry's sums say",
 };
+const TOPS = { present: HIGH / 3, proven: (5 * HIGH) / 6 };
 
-function statesOf({ claimed, present }, total) {
+function statesOf({ claimed, present, proven }, total) {
   return {
+    proven,
     recorded: common(claimed, present),
     present: without(present, claimed, total),
     lacking: without(claimed, present, total),
@@ -191,7 +194,7 @@ function partMap(ranges, total) {
   const scaled = (bytes) => (MAP * bytes) / total;
   const rects = [], words = [];
   for (const [state, name] of Object.entries(STATES)) {
-    const top = state === "present" ? HIGH / 3 : 0;
+    const top = TOPS[state] ?? 0;
     for (const [start, end] of states[state]) {
       const box = { x: scaled(start), y: top, width: scaled(end - start), height: HIGH - top };
       rects.push(element("rect", { class: state, ...box }));
