@@ -54,7 +54,7 @@ def test_a_sound_layer_costs_no_byte_more_and_its_sums_are_kept(here: Here) -> N
     assert not here.notices()
 
 
-def test_clean_removes_the_sums_of_a_layer_that_is_neither_there_nor_on_its_way(here: Here) -> None:
+def test_clean_removes_the_sums_of_a_layer_of_which_nothing_is_left(here: Here) -> None:
     here.registry.hold(here.model.digests[0], at=(CHUNK,))
     with Background(here.transfer(with_options(sums_from=MIB, connections=1))):
         wait_for(lambda: here.arrived() >= CHUNK - MIB)
@@ -66,7 +66,12 @@ def test_clean_removes_the_sums_of_a_layer_that_is_neither_there_nor_on_its_way(
     assert run(here.path, *clean).returncode == 0
     assert kept(here).exists()
     here.manifest.unlink()
-    here.blob.unlink()
+    aside = here.path / ".ollama-watch" / "quarantine" / f"00000001-{here.blob.name}"
+    aside.parent.mkdir()
+    here.blob.rename(aside)
+    assert run(here.path, *clean).returncode == 0
+    assert kept(here).exists(), "its right chunks are copied from there"
+    aside.unlink()
     assert run(here.path, *clean).returncode == 0
     assert not kept(here).exists()
 

@@ -23,7 +23,7 @@ from watcher.state import folders, state_folder
 from watcher.state.memory import Asked, Memory, bound_to
 from watcher.state.registry_cache import KnownLayer, KnownLayers
 
-QUARANTINE = "quarantine"
+QUARANTINE = state_folder.QUARANTINE
 _NO_FILE = frozenset({"", ".", ".."})
 _UNKNOWN_LAYER = KnownLayer(0, ())
 _DISPUTED = "other manifests give that blob the size that it has"

@@ -19,6 +19,7 @@ from watcher.state import folders, fs
 from watcher.system import advice
 
 FOLDER = ".ollama-watch"
+QUARANTINE = "quarantine"
 #: The locks of whoever serves a store: a daemon, and who runs the queue.
 DAEMON_LOCK = "daemon.lock"
 QUEUE_LOCK = "queue.lock"

@@ -172,14 +172,18 @@ def keep(ours: int, digest: str, raw: bytes) -> None:
 
 
 def tidy(store: int) -> None:
-    """Remove those of layers that are neither there nor on their way."""
+    """Remove those of layers that are neither there, nor in quarantine, nor on their way."""
     with (
         contextlib.suppress(OSError),
         state_folder.opened(store) as ours,
         state_folder.opened_in(FOLDER, ours) as folder,
         folders.opened_blobs(store) as blobs,
     ):
-        digests = [name[len("sha256-") :][:64] for name in os.listdir(blobs)]
+        files = os.listdir(blobs)
+        aside = state_folder.opened_in(state_folder.QUARANTINE, ours)
+        with contextlib.suppress(OSError), aside as quarantine:
+            files += [label.partition("-")[2] for label in os.listdir(quarantine)]
+        digests = [name[len("sha256-") :][:64] for name in files]
         there = {each.lower() for each in digests + transfers.digests(ours)}
         for name in {*os.listdir(folder)} - there:
             fs.remove(name, folder)
