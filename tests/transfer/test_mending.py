@@ -24,7 +24,7 @@ from watcher.demo.registry import Fault, Manners, Registry
 from watcher.model import HOUR, MIB, ActionKind, Ranges, Result
 from watcher.observe.host import Host
 from watcher.reconcile import Reconciler, Report
-from watcher.state import sums, transfers
+from watcher.state import fs, sums, transfers
 from watcher.transfer.mending import Mender
 
 from .driven import Here, wait_for
@@ -273,11 +273,15 @@ def test_by_sums_of_ours_a_flipped_byte_costs_a_chunk_of_ours(here: Here) -> Non
     check_right(here)
 
 
-def test_without_sums_the_layer_comes_once(here: Here) -> None:
+def test_without_sums_the_layer_comes_once(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is copied of it before: all of that would be doubted, and fetched after all."""
     here.registry.manners = Manners()
     flip(here, 3)
     verify(here)
-    document(here, *FETCH)
+    copied: list[object] = []
+    monkeypatch.setattr(fs, "copy", lambda *words: copied.append(words))
+    (*_, done) = repaired(here).outcomes
+    assert (done.result, copied) == (Result.DONE, [])
     assert here.served == SIZE + 1
     check_right(here)
 
