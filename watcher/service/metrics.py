@@ -10,20 +10,9 @@ from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, NamedTuple, Self, TypeAlias, cast
 
-from watcher import __version__
+from watcher import __version__, model
 from watcher.config import Settings
 from watcher.decide.findings import is_blind
-from watcher.model import (
-    Condition,
-    Diagnosed,
-    Evidence,
-    Finding,
-    Outcome,
-    Refusal,
-    RefusalKind,
-    Severity,
-    Visibility,
-)
 from watcher.ollama import names, ranges
 from watcher.reconcile import Report
 from watcher.state import fs
@@ -73,7 +62,7 @@ Samples: TypeAlias = Mapping[tuple[str, ...], float]  #: by the values of labels
 class _Unfinished(NamedTuple):
     """The numbers of an unfinished download; `missing` is 0 where its length is unknown."""
 
-    condition: Condition
+    condition: model.Condition
     stale: bool
     present: int
     missing: int
@@ -100,7 +89,7 @@ class Metrics:
             "repairs_total": Counter({(): 0}),
             "saved_bytes_total": Counter({(): 0}),
             "freed_bytes_total": Counter({(): 0}),
-            "refusals_total": Counter({(kind.value,): 0 for kind in RefusalKind}),
+            "refusals_total": Counter({(kind.value,): 0 for kind in model.RefusalKind}),
             "events_total": Counter({(EventType.ERROR.value,): 0, (EventType.REFUSED.value,): 0}),
         }
         self._count_lock = threading.Lock()
@@ -133,12 +122,12 @@ class Metrics:
         with self._count_lock:
             self._counts["events_total"][event.event_type,] += 1
             match event.about:
-                case Refusal() as refusal:
+                case model.Refusal() as refusal:
                     self._counts["refusals_total"][refusal.kind.value,] += 1
-                case Outcome() as outcome if event.event_type == EventType.DOWNLOAD_REPAIRED:
+                case model.Outcome() as outcome if event.event_type == EventType.DOWNLOAD_REPAIRED:
                     self._counts["repairs_total"][()] += 1
                     self._counts["saved_bytes_total"][()] += outcome.action.saves
-                case Outcome() as outcome:
+                case model.Outcome() as outcome:
                     self._counts["freed_bytes_total"][()] += outcome.freed
                     if outcome.refusal is not None:
                         self._counts["refusals_total"][outcome.refusal.kind.value,] += 1
@@ -184,7 +173,8 @@ class Metrics:
             found |= {digest: each for digest, each in others if digest not in seen.scope}
             self._downloads, self._lists_blobs = found, self._lists_blobs and lists_blobs
         scanned["free_bytes"] = {(): seen.place.free_bytes}
-        scanned["sight"] = {(each.value,): each is seen.view.visibility for each in Visibility}
+        sight = seen.view.visibility
+        scanned["sight"] = {(each.value,): each is sight for each in model.Visibility}
         scanned |= _of_downloads([each for those in self._downloads.values() for each in those])
         if not self._lists_blobs:
             for name in _OF_BLOBS:
@@ -236,17 +226,17 @@ def _of_full_scan(report: Report, seconds: float) -> dict[str, Samples]:
     }
 
 
-def _of_findings(findings: Iterable[Finding]) -> Samples:
+def _of_findings(findings: Iterable[model.Finding]) -> Samples:
     """How many there are of each kind; they come the worst first."""
     number: Counter[tuple[str, ...]] = Counter()
     for each in findings:
         key = each.severity.value, each.kind
-        known = key in number or len(number) < MOST_FINDINGS - len(Severity)
+        known = key in number or len(number) < MOST_FINDINGS - len(model.Severity)
         number[key if known else (each.severity.value, "other")] += 1
     return number
 
 
-def _unfinished(diagnosed: Diagnosed, seen: Evidence) -> _Unfinished:
+def _unfinished(diagnosed: model.Diagnosed, seen: model.Evidence) -> _Unfinished:
     present, total = ranges.size(diagnosed.download.trust.present), diagnosed.download.total
     alone = total if diagnosed.cost_alone is None else diagnosed.cost_alone
     repaired = alone if diagnosed.cost_repaired is None else diagnosed.cost_repaired
@@ -263,14 +253,14 @@ def _unfinished(diagnosed: Diagnosed, seen: Evidence) -> _Unfinished:
 def _of_downloads(every: list[_Unfinished]) -> dict[str, Samples]:
     number: Counter[tuple[str, ...]] = Counter()
     size: Counter[tuple[str, ...]] = Counter()
-    for condition in Condition:
+    for condition in model.Condition:
         number[condition.value,] = 0
         size[condition.value, "present"] = size[condition.value, "missing"] = 0
     for each in every:
         number[each.condition.value,] += 1
         size[each.condition.value, "present"] += each.present
         size[each.condition.value, "missing"] += each.missing
-    waiting = [each.progress_at for each in every if each.condition is not Condition.LIVE]
+    waiting = [each.progress_at for each in every if each.condition is not model.Condition.LIVE]
     return {
         "downloads": number,
         "download_bytes": size,

@@ -15,20 +15,7 @@ from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import orjson
 
-from watcher.model import (
-    HOUR,
-    Ahead,
-    Clock,
-    Condition,
-    Entry,
-    Part,
-    Proven,
-    Ranges,
-    Reads,
-    Shift,
-    Unsure,
-    digest_of,
-)
+from watcher import model
 from watcher.ollama import names
 from watcher.state import checks, fs, hashes, json_file, state_folder
 from watcher.state.checks import kept, optional, row
@@ -52,8 +39,8 @@ class Sample(NamedTuple):
     allocated: int
 
 
-def _part(values: list[object]) -> Part:
-    part = row(Part, *[checks.size] * 4)(values)
+def _part(values: list[object]) -> model.Part:
+    part = row(model.Part, *[checks.size] * 4)(values)
     if part.completed > part.size:
         raise ValueError("an impossible part")
     return part
@@ -64,8 +51,8 @@ def _several(check: Callable[[Any], T]) -> Callable[[Any], tuple[T, ...]]:
 
 
 _sample = row(Sample, checks.seconds, checks.whole)
-_ahead = row(Ahead, checks.seconds, checks.seconds, checks.boot)
-_reads = row(Reads, checks.whole, checks.nanoseconds, checks.boot, checks.text)
+_ahead = row(model.Ahead, checks.seconds, checks.seconds, checks.boot)
+_reads = row(model.Reads, checks.whole, checks.nanoseconds, checks.boot, checks.text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +63,7 @@ class Remembered:
     inode: int = kept(checks.identity)
     #: Birth time, ns since the epoch, or 0: ext4 gives a file's inode to the next file at once.
     born_ns: int = kept(checks.nanoseconds)
-    condition: Condition = kept(Condition)
+    condition: model.Condition = kept(model.Condition)
     stale: bool = kept(checks.flag)
     pulling: bool = kept(checks.flag)
     total: int | None = kept(optional(checks.size), "total_bytes")
@@ -85,18 +72,18 @@ class Remembered:
     allocated: int = kept(checks.whole, "allocated_bytes")
     progress_at: float = kept(checks.seconds)
     models: tuple[str, ...] = kept(_several(checks.text), default=())
-    partition: tuple[Part, ...] = kept(_several(_part), default=())
-    doubted: Ranges = kept(checks.byte_ranges, default=())  #: until a server's part covers them
+    partition: tuple[model.Part, ...] = kept(_several(_part), default=())
+    doubted: model.Ranges = kept(checks.byte_ranges, default=())  #: until a server's part has them
     mended: bool = kept(checks.flag, default=False)
     checked_at: float = kept(checks.seconds, default=0.0)
     samples: tuple[Sample, ...] = kept(_several(_sample), default=())
     told_at: float = kept(checks.seconds, default=0.0)
     stalled: bool = kept(checks.flag, default=False)
-    ahead: Ahead | None = kept(optional(_ahead), later=True, default=None)
+    ahead: model.Ahead | None = kept(optional(_ahead), later=True, default=None)
     #: The id of a start of the machine; "" for no note, and `REFUSED` where bytes may be lost.
     unsynced: str = kept(checks.boot, later=True, default="")
-    lost: Ranges = kept(checks.byte_ranges, later=True, default=())
-    reads: Reads | None = kept(optional(_reads), later=True, default=None)
+    lost: model.Ranges = kept(checks.byte_ranges, later=True, default=())
+    reads: model.Reads | None = kept(optional(_reads), later=True, default=None)
 
     def is_of(self, device: int, inode: int, born_ns: int) -> bool:
         """Whether it is the same file; a device may have another number after a restart."""
@@ -125,14 +112,14 @@ class Asked(NamedTuple):
 
     def counts(self, now: float) -> bool:
         """Whether it is an answer still: for an hour, and not from a clock that was wrong."""
-        return 0 <= now - self.at < HOUR
+        return 0 <= now - self.at < model.HOUR
 
 
 _asked = row(Asked, optional(checks.size), checks.seconds, checks.text)
 
 
 _proven = row(
-    Proven,
+    model.Proven,
     checks.identity,
     checks.whole,
     checks.nanoseconds,
@@ -150,12 +137,12 @@ class Memory:
     touched: Mapping[str, Touched] = field(default_factory=dict)  #: by file name under ``blobs/``
     hashes: Hashes = field(default_factory=Hashes)
     asked: Mapping[str, Asked] = field(default_factory=dict)  #: by digest
-    proven: Mapping[str, Proven] = field(default_factory=dict)  #: by digest
+    proven: Mapping[str, model.Proven] = field(default_factory=dict)  #: by digest
     unproven: frozenset[str] = frozenset()
     models: Mapping[str, tuple[int, int]] | None = None  #: None before the first full scan
     problems: frozenset[tuple[str, str]] = frozenset()  #: by kind and path
     looked_at: float = 0.0
-    clocks: tuple[Clock, ...] = ()  #: of each machine; that of the last scan is last
+    clocks: tuple[model.Clock, ...] = ()  #: of each machine; that of the last scan is last
     hashed: int = 0
     untold: tuple[bytes, ...] = field(default=(), compare=False)
     seen_in: str = field(default="", compare=False)  #: has the last two; "" for none
@@ -163,7 +150,7 @@ class Memory:
     unreadable: str = ""  #: why the file could not even be read: then it must not be written either
 
 
-def bound_to(found: Entry) -> int:
+def bound_to(found: model.Entry) -> int:
     """The time that a hash is bound to, ns: of a blob one that nobody can set, bound anew by us."""
     if names.is_blob(found.name):
         return found.ctime_ns
@@ -265,27 +252,27 @@ _problem = row(lambda kind, path: (kind, path), checks.text, _exact)
 
 def _key(name: object) -> str:
     text = checks.text(name, 68)
-    checks.digest(digest_of(text))
+    checks.digest(model.digest_of(text))
     return text
 
 
-_shift = row(Shift, *[checks.seconds] * 3)
+_shift = row(model.Shift, *[checks.seconds] * 3)
 _CLOCK: Mapping[str, Callable[[Any], Any]] = {
     **dict.fromkeys(("wall", "counted", "certain", "held", "begun", "jump"), checks.seconds),
     "boot": checks.boot,
     "machine": checks.boot,
     "jumped": checks.flag,
     "shifts": lambda rows: tuple(map(_shift, rows[:_MOST_SHIFTS])),
-    "unsure": optional(row(Unsure, checks.seconds, checks.boot, checks.seconds)),
+    "unsure": optional(row(model.Unsure, checks.seconds, checks.boot, checks.seconds)),
 }
 
 
-def _clock(known: Mapping[str, Any]) -> Clock:
+def _clock(known: Mapping[str, Any]) -> model.Clock:
     whole = {"machine": "", "unsure": None, **known}  # which earlier versions don't have
-    return Clock(**{name: check(whole[name]) for name, check in _CLOCK.items()})
+    return model.Clock(**{name: check(whole[name]) for name, check in _CLOCK.items()})
 
 
-def _of_clock(clock: Clock) -> dict[str, object]:
+def _of_clock(clock: model.Clock) -> dict[str, object]:
     return {key: value for key, value in clock._asdict().items() if key != "others"}
 
 
