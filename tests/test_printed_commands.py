@@ -493,7 +493,7 @@ PLACES: dict[str, str] = {
             "commands/installing.py:_why_kept",
             "config.py:_read", "reconcile.py:_Run._powerless", "decide/plan.py:_with_command",
             "decide/safety.py:idle_forbids", "errors.py:refused", "errors.py:named",
-            "state/json_file.py:File._failed", "service/listener.py:listening",
+            "state/json_file.py:File._failed", "service/listener.py:bound",
             "observe/place.py:_candidates", "show/queue.py:restart",
             "observe/place.py:_mount_command", "observe/place.py:no_permission",
             "state/state_folder.py:_give_back",
@@ -525,6 +525,8 @@ PLACES: dict[str, str] = {
             "commands/declare.py:Group._hint", "commands/quarantine.py:_act",
         ),
         "tests/test_unseen.py": ("observe/place.py:_named_store",),
+        "tests/transfer/test_push.py": ("commands/mirror.py:push",),
+        "`df` of a store whose disk is full, which HERE runs": ("decide/quarantine.py:fetched",),
         "tests/race/test_full_disk.py": ("act/apply.py:by_hand",),
         "tests/test_lookup.py": ("decide/repairing.py:_no_length",),
         "which of two files counts, or may go, a user decides": (
