@@ -27,6 +27,7 @@ from .support.notation import Store
 from .support.servers import EngineServer, RealServer
 from .support.workers import pytest_cmdline_main as pytest_cmdline_main
 from .support.workers import pytest_collection as pytest_collection
+from .support.workers import pytest_collection_finish as pytest_collection_finish
 from .support.workers import pytest_xdist_setupnodes as pytest_xdist_setupnodes
 
 #: Deterministic, and not in need of a fast machine.

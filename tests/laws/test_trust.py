@@ -9,6 +9,7 @@ written.
 
 from __future__ import annotations
 
+import functools
 import os
 import random
 import tempfile
@@ -42,9 +43,14 @@ SIZES = st.tuples(*[st.integers(10, 30).map(lambda n: n * PIECE + 4096 * (n % 3)
 
 def content_of(length: int, seed: int) -> bytes:
     """Bytes with runs of zeros in them, at the ends of blocks above all."""
-    made = bytearray(random.Random(seed).randbytes(length))
-    for at in range(0, length, 7 * 4096):
-        made[at + 4096 - 300 : at + 4096] = bytes(len(made[at + 4096 - 300 : at + 4096]))
+    return _made(seed)[:length]
+
+
+@functools.cache
+def _made(seed: int) -> bytes:
+    made = bytearray(random.Random(seed).randbytes(3 * (30 * PIECE + 3 * 4096)))
+    for at in range(0, len(made), 7 * 4096):
+        made[at + 4096 - 300 : at + 4096] = bytes(300)
     return bytes(made)
 
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import gc
 import json
 import os
 import signal
@@ -26,7 +27,7 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, TypeAlias
 
-from tests.support.loaded import load_packages
+from tests.support.loaded import load_all, load_packages
 from tests.support.runs import changed, one_run, rules
 from watcher import reconcile
 from watcher.act import second_names, transaction
@@ -209,6 +210,8 @@ def _run(order: dict[str, Any], child: Child) -> dict[str, Any]:
 
 def main(child: Child) -> None:
     """Take orders until stdin ends; each is carried out by `child` in a process of its own."""
+    load_all()  # each child would
+    gc.freeze()
     for line in sys.stdin:
         sys.stdout.write(json.dumps(_run(json.loads(line), child)) + "\n")
         sys.stdout.flush()

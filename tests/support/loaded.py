@@ -8,7 +8,8 @@ import importlib
 import pkgutil
 
 #: What only some looks load.
-_OTHERS = ("rich.console", "rich.table", "pwd", "grp", "http.client", "concurrent.futures")
+_OTHERS = ("rich.console", "rich.table", "pwd", "grp", "http.client", "concurrent.futures.thread")
+_OTHERS += ("encodings.ascii", "encodings.idna")
 
 
 @functools.cache

@@ -9,6 +9,7 @@ they are. Where neither is allowed, one worker does everything, one test after t
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import os
 import shlex
@@ -73,6 +74,7 @@ def pytest_collection(session: pytest.Session) -> None:
     Their assertions are rewritten once: what one worker has written the others read. Where Python
     is told to write none, it writes those.
     """
+    gc.disable()  # nothing of what is made now goes before the end
     given = getattr(session.config, "workerinput", None)
     if given is None:
         return
@@ -86,3 +88,9 @@ def pytest_collection(session: pytest.Session) -> None:
         # What can't be imported is reported when it is collected.
         with contextlib.suppress(Exception, pytest.skip.Exception):
             importlib.import_module(".".join(path.relative_to(root).with_suffix("").parts))
+
+
+def pytest_collection_finish() -> None:
+    """Look no more for garbage among the tests, neither here nor in what is forked from here."""
+    gc.freeze()
+    gc.enable()

@@ -1,6 +1,7 @@
 """A sidecar's bytes, the part rule, and the faults of a set."""
 
-from collections.abc import Sequence
+import heapq
+from collections.abc import Iterable, Sequence
 from itertools import pairwise, zip_longest
 
 from watcher.model import MIB, Part, Ranges, Sidecar
@@ -140,9 +141,7 @@ def from_trusted(trusted: Ranges, total: int, at_least: int = 1) -> tuple[Part, 
         at = end
     if at < total:
         made.append((at, total - at, total - at))
-    while len(made) < at_least and _split_largest(made):
-        pass
-    return tuple(Part(number, *each) for number, each in enumerate(sorted(made)))
+    return tuple(Part(number, *each) for number, each in enumerate(_split(made, at_least)))
 
 
 def _gaps(trusted: Ranges, total: int) -> Ranges:
@@ -180,16 +179,16 @@ def _spread(gaps: Ranges) -> list[tuple[int, int]]:
     return pieces
 
 
-def _split_largest(parts: list[tuple[int, int, int]]) -> bool:
-    """Cut the largest part (offset, size, completed) in two. False where none can be cut."""
-    parts.sort(key=lambda part: (-part[1], part[0]))
-    offset, size, completed = parts[0]
-    half = size // 2
-    if half == 0:
-        return False
-    parts[0] = offset, half, min(completed, half)
-    parts.append((offset + half, size - half, max(0, completed - half)))
-    return True
+def _split(made: Iterable[tuple[int, int, int]], at_least: int) -> list[tuple[int, int, int]]:
+    """Parts (offset, size, completed), the largest cut in two until there are enough of them."""
+    largest = [(-size, offset, completed) for offset, size, completed in made]
+    heapq.heapify(largest)
+    while len(largest) < at_least and largest and largest[0][0] < -1:
+        size, offset, completed = largest[0]
+        half = -size // 2
+        heapq.heapreplace(largest, (-half, offset, min(completed, half)))
+        heapq.heappush(largest, (size + half, offset + half, max(0, completed - half)))
+    return sorted((offset, -size, completed) for size, offset, completed in largest)
 
 
 def claims(parts: Sequence[Part]) -> Ranges:
