@@ -15,6 +15,7 @@ import pytest
 from watcher.service import units
 
 from .conftest import IS_ROOT, NOBODY, environment, needs_root
+from .support import commands
 
 Service = Callable[..., subprocess.CompletedProcess[str]]
 PROGRAM = "/opt/ollama-watch/bin/ollama-watch"
@@ -47,15 +48,10 @@ def service(tmp_path: Path, root: Path) -> Service:
         *words: str, script: Path | None = None, env: dict[str, str] | None = None
     ) -> subprocess.CompletedProcess[str]:
         program = script or root / PROGRAM.lstrip("/")
-        return subprocess.run(
-            [sys.executable, "-W", "error", str(program), *words],
-            env={**environment(tmp_path), **(env or {})},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
+        given = {**environment(tmp_path), **(env or {})}
+        done = commands.run(words, given, script=str(program))
+        out, errors = done.stdout.decode(), done.stderr.decode()
+        return subprocess.CompletedProcess(list(words), done.returncode, out, errors)
 
     return call
 

@@ -19,7 +19,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO, ClassVar, Protocol
+from typing import IO, Any, ClassVar, Protocol
 
 import watcher
 
@@ -62,15 +62,15 @@ def run(
     env: Mapping[str, str],
     cwd: str | Path | None = None,
     timeout: float = _TIMEOUT,
-    module: str = "watcher",
+    **program: str,
 ) -> Done:
-    """Run ``python -m MODULE WORDS``, which is ``ollama-watch WORDS``, to its end.
+    """Run ``python -m watcher WORDS``, which is ``ollama-watch WORDS``, to its end.
 
-    Raises subprocess.TimeoutExpired.
+    `program`: another module or a script, as for `start`. Raises subprocess.TimeoutExpired.
     """
     with contextlib.ExitStack() as stack:
         out, err = (stack.enter_context(open(os.memfd_create(name), "w+b")) for name in "12")
-        process = start(words, env, cwd=cwd, stdout=out, stderr=err, module=module)
+        process = start(words, env, cwd=cwd, stdout=out, stderr=err, **program)
         try:
             code = process.wait(timeout)
         except BaseException:
@@ -90,15 +90,25 @@ def start(
     stdout: IO[bytes] | None = None,
     stderr: IO[bytes] | None = None,
     module: str = "watcher",
+    script: str = "",
 ) -> Process:
-    """Start ``python -m MODULE WORDS`` in a session of its own; what it writes goes to files."""
+    """Start ``python -m MODULE WORDS``, or ``python SCRIPT WORDS``, in a session of its own.
+
+    What it writes goes to files.
+    """
     given = [os.fsdecode(word) for word in words]
     with open(os.devnull, "r+b") as nowhere:
         streams = [nowhere, stdout or nowhere, stderr or nowhere]
         if _may_fork(env):
-            return _Forking.of(module).start(given, env, os.fspath(cwd or os.getcwd()), streams)
+            order = {"words": given, "environ": dict(env), "script": script}
+            order["cwd"] = os.fspath(cwd or os.getcwd())
+            return _Forking.of(module).start(order, streams)
         return subprocess.Popen(
-            [sys.executable, "-W", env.get("PYTHONWARNINGS", "error"), "-m", module, *given],
+            [
+                *(sys.executable, "-W", env.get("PYTHONWARNINGS", "error")),
+                *((script,) if script else ("-m", module)),
+                *given,
+            ],
             env=env,
             cwd=cwd,
             stdin=streams[0],
@@ -146,19 +156,17 @@ class _Forking:
                 start_new_session=True,
             )
 
-    def start(
-        self, words: list[str], env: Mapping[str, str], cwd: str, streams: list[IO[bytes]]
-    ) -> _Forked:
+    def start(self, order: dict[str, Any], streams: list[IO[bytes]]) -> _Forked:
         mask = os.umask(0o022)
         os.umask(mask)
-        order = {"words": words, "environ": dict(env), "cwd": cwd, "umask": mask}
+        order["umask"] = mask
         answers, theirs = os.pipe()
         numbers = [*(stream.fileno() for stream in streams), theirs]
         try:
             socket.send_fds(self._orders, [json.dumps(order).encode()], numbers)
         finally:
             os.close(theirs)
-        return _Forked(answers, words)
+        return _Forked(answers, order["words"])
 
 
 class _Forked:

@@ -6,10 +6,13 @@ import contextlib
 import functools
 import importlib
 import pkgutil
+from typing import Any
 
 #: What only some looks load.
-_OTHERS = ("rich.console", "rich.table", "pwd", "grp", "http.client", "concurrent.futures.thread")
-_OTHERS += ("encodings.ascii", "encodings.idna")
+_OTHERS = (
+    *("rich.console", "rich.table", "pwd", "grp", "http.client", "concurrent.futures.thread"),
+    *("encodings.ascii", "encodings.idna"),
+)
 
 
 @functools.cache
@@ -25,9 +28,14 @@ def load_all() -> None:
 
 @functools.cache
 def load_packages() -> None:
-    """Load also what root's commands load before they become another user: all of each package."""
+    """Load also what root's commands load before they become another user: all of each package.
+
+    Nothing is left to look for then; that they load it has a test in a process of its own.
+    """
     from watcher.system import privileges
 
-    for name in privileges._modules():
+    for name in (*privileges._modules(), *privileges._LOADED_LATE):
         with contextlib.suppress(Exception):  # some are for other systems
             importlib.import_module(name)
+    module: Any = privileges
+    module._modules = lambda: iter(())

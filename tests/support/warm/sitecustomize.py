@@ -57,8 +57,11 @@ def _put(texts: list[str], start: int, end: int) -> None:
     ctypes.memmove(start, shown.ljust(end - start, b"\0"), end - start)
 
 
-def _serve(orders: socket.socket) -> None:
-    """Take orders until nobody is left to give any; comes back in the children alone."""
+def _serve(orders: socket.socket) -> str:
+    """Take orders until nobody is left to give any; comes back in the children alone.
+
+    What comes back is the script that an order names in place of the module, or "".
+    """
     children: dict[int, tuple[int, int]] = {}
     poll = select.poll()
     poll.register(orders, select.POLLIN)
@@ -80,8 +83,9 @@ def _serve(orders: socket.socket) -> None:
             pid = os.fork()
             if pid == 0:
                 orders.detach()
-                _become(json.loads(raw), streams)
-                return
+                order = json.loads(raw)
+                _become(order, streams)
+                return str(order["script"])
             os.write(told, b"%d\n" % pid)
             for stream in streams:
                 os.close(stream)
@@ -101,13 +105,16 @@ def _load(module: str) -> None:
     runpy.run_module(module, run_name="loaded")
 
 
-def _run(module: str) -> NoReturn:
-    """Run a module as Python does, but don't take everything that was loaded apart at the end."""
+def _run(module: str, script: str) -> NoReturn:
+    """Run a module or a script as Python does, but take nothing apart at the end."""
     code: object = 0
     if not sys.flags.safe_path:
-        sys.path.insert(0, os.getcwd())
+        sys.path.insert(0, os.path.dirname(script) if script else os.getcwd())
     try:
-        runpy.run_module(module, run_name="__main__", alter_sys=True)
+        if script:
+            runpy.run_path(script, run_name="__main__")
+        else:
+            runpy.run_module(module, run_name="__main__", alter_sys=True)
     except SystemExit as end:
         code = end.code or 0
     except BaseException as error:
@@ -134,5 +141,4 @@ if _order:
     _load(_order[1])
     # What is here lives as long as the children do: their end needn't look through it.
     gc.freeze()
-    _serve(socket.socket(fileno=int(_order[0])))
-    _run(_order[1])
+    _run(_order[1], _serve(socket.socket(fileno=int(_order[0]))))
