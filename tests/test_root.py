@@ -773,7 +773,10 @@ def closed_daemon(
     return Daemon(store.path, given, beside=tmp_path / "daemon", settings=settings)
 
 
-@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGKILL])
+GENTLE = pytest.mark.slow("SIGKILL is the harder end; a queue's end by SIGTERM is tried elsewhere")
+
+
+@pytest.mark.parametrize("end", [pytest.param(signal.SIGTERM, marks=GENTLE), signal.SIGKILL])
 def test_from_such_an_installation_the_queue_runs_as_well(
     closed_daemon: Daemon,
     closed_package: Path,

@@ -17,8 +17,22 @@ from .test_service import PROGRAM, SYSTEM, install_program
 IN_A_GONE_FOLDER = 'cd "$0" && rmdir "$0" && exec "$@"'
 
 
-@pytest.mark.parametrize("words", [["audit"], ["repair"], ["clean"], ["status"], ["queue", "run"]])
-@pytest.mark.parametrize("closed", ["<&-", "<&- >&-", "<&- >&- 2>&-"])
+SAME_START = pytest.mark.slow("each command with each; streams are looked at before any command")
+ALL_CLOSED = "<&- >&- 2>&-"
+
+
+@pytest.mark.parametrize(
+    ("words", "closed"),
+    [
+        *((["audit"], closed) for closed in ("<&-", "<&- >&-", ALL_CLOSED)),
+        *((words, ALL_CLOSED) for words in (["repair"], ["clean"], ["status"], ["queue", "run"])),
+        *(
+            pytest.param(words, closed, marks=SAME_START)
+            for words in (["repair"], ["clean"], ["status"], ["queue", "run"])
+            for closed in ("<&-", "<&- >&-")
+        ),
+    ],
+)
 def test_closed_streams_do_no_harm(
     models: Store, tmp_path: Path, words: list[str], closed: str
 ) -> None:

@@ -174,6 +174,9 @@ DAMAGES: dict[str, tuple[Break, str, str]] = {
     "a socket": (_a_socket, "blob_no_file", "blob_no_file"),
 }
 damages = pytest.mark.parametrize("damage", DAMAGES)
+#: Beside a layer; with `--slow` all of them.
+OF_CONFIGS = ("cut", "lost", "to other bytes", "a folder")
+OF_LAYER = pytest.mark.slow("a config and a layer are both blobs; what befalls a layer is tried")
 
 
 def of_blobs(store: HealthyStore) -> dict[str, dict[str, Any]]:
@@ -182,8 +185,16 @@ def of_blobs(store: HealthyStore) -> dict[str, dict[str, Any]]:
     return {each["kind"]: each for each in found if each["kind"].startswith("blob_")}
 
 
-@damages
-@pytest.mark.parametrize("which", ["layer", "config"])
+@pytest.mark.parametrize(
+    ("which", "damage"),
+    [
+        *(("layer", damage) for damage in DAMAGES),
+        *(
+            pytest.param("config", each, marks=() if each in OF_CONFIGS else OF_LAYER)
+            for each in DAMAGES
+        ),
+    ],
+)
 def test_a_blob_that_is_not_what_its_name_says(
     store: TrueStore, tmp_path: Path, damage: str, which: str
 ) -> None:

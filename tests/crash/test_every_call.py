@@ -241,7 +241,9 @@ def test_an_error_at_any_call_loses_nothing(trial: Trial, how: str, first: int, 
         pytest.skip("which error it is makes no difference to this scene")
     if not slow and trial.scene in ("unclaimed", "sidecars-alone"):
         pytest.skip("slow, needs --slow: a kill breaks it, and an error the same calls of `stale`")
-    for store, ended, where in trial.broken(how, first=first):
+    # Where the scene's own calls differ from these two in the names alone, every second one.
+    some = slice(None, None, 1 if slow or trial.scene in ("stale", "orphans") else 2)
+    for store, ended, where in trial.broken(how, some, first):
         assert ended.code in (0, 3, 4), f"{where}: the error escaped"
         trial.assert_same_end(store, where)
 

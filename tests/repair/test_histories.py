@@ -20,7 +20,7 @@ from watcher.state import fs
 
 from .model import BLOCK, HEAD, STEP, History, small_scale
 
-HISTORIES = int(os.environ.get("REPAIR_HISTORIES", "120"))
+HISTORIES = int(os.environ.get("REPAIR_HISTORIES", "80"))
 TOTALS = [2 * STEP + 100_000, 3 * STEP, 3 * STEP + 62, 5 * STEP + 7]
 ENDS = ["well", "cancelled", "killed", "killed", "reset", "page"]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,13 +23,18 @@ HOUSE = Path(watcher.__file__).parent
 EVENTS = (HOUSE.parent / "docs/reference/events.md").read_text(encoding="utf-8")
 
 
+@functools.cache
+def nodes() -> list[tuple[Path, ast.AST]]:
+    """All of the package's code."""
+    paths = [path for path in HOUSE.rglob("*.py") if "demo" not in path.parts]
+    return [(path, node) for path in paths for node in ast.walk(ast.parse(path.read_bytes()))]
+
+
 def calls() -> Iterator[tuple[str, ast.Call]]:
     """Every call in the package, with the name of what is called."""
-    for path in HOUSE.rglob("*.py"):
-        if "demo" not in path.parts:
-            for node in ast.walk(ast.parse(path.read_bytes())):
-                if isinstance(node, ast.Call):
-                    yield getattr(node.func, "attr", getattr(node.func, "id", "")), node
+    for _, node in nodes():
+        if isinstance(node, ast.Call):
+            yield getattr(node.func, "attr", getattr(node.func, "id", "")), node
 
 
 def literals(name: str) -> set[str]:
@@ -130,10 +136,10 @@ def test_a_finding_that_hides_something_is_an_error_that_repair_reports() -> Non
 def test_each_type_of_event_is_emitted_and_none_is_spelled() -> None:
     used = {
         node.attr
-        for path in HOUSE.rglob("*.py")
-        if path.name != "event_log.py" and "demo" not in path.parts
-        for node in ast.walk(ast.parse(path.read_bytes()))
-        if isinstance(node, ast.Attribute) and getattr(node.value, "id", "") == "EventType"
+        for path, node in nodes()
+        if path.name != "event_log.py"
+        and isinstance(node, ast.Attribute)
+        and getattr(node.value, "id", "") == "EventType"
     }
     assert used == set(EventType.__members__)
     emitting = ("Event", "of_download", "_tell", "_log", "log_download_event")
