@@ -6,8 +6,9 @@ import errno
 import hashlib
 import os
 import shlex
+import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,8 @@ from watcher.model import DAY, HOUR, MIB, Evidence, Rules, UseKind
 from watcher.observe.host import Host
 from watcher.reconcile import Report
 from watcher.state import folders, fs, registry_cache, sums, transfers
+
+from .conftest import NOBODY, needs_root, open_parents
 
 SIZE = 2_000_000
 CLEAN = rules(repair=False, clean=True, writers_visible=True)
@@ -253,6 +256,33 @@ def test_data_of_a_transfer_of_ours_stays_as_it_is(here: Here) -> None:
     data.write_bytes(b"ours")
     assert here.keep() == ""
     assert data.read_bytes() == b"ours"
+
+
+@pytest.mark.parametrize("how", [os.mkfifo, lambda path: path.symlink_to("/etc/passwd"), os.mkdir])
+def test_what_is_no_file_gets_none(tmp_path: Path, how: Callable[[Path], None]) -> None:
+    here = Here(tmp_path)
+    here.blob.unlink()
+    how(here.blob)
+    assert here.keep() == ""
+    assert not here.folder.exists()
+
+
+@needs_root
+def test_another_users_blob_gets_none_and_says_nothing_of_the_store(
+    tmp_path: Path, as_nobody: Callable[[Sequence[str]], list[str]]
+) -> None:
+    here = Here(tmp_path)
+    open_parents(here.store.path)
+    for path in (here.store.path, here.store.blobs, here.store.path / "manifests"):
+        os.chown(path, NOBODY, NOBODY)
+    code = (
+        "import sys; from watcher.act import second_names; from watcher.observe.host import Host; "
+        "print(repr(second_names.keep(Host(sys.argv[1]), sys.argv[2:])))"
+    )
+    words = as_nobody(["-c", code, str(here.store.path), here.digest, here.store.digests[0]])
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60)
+    assert done.stdout == "''\n", done.stderr
+    assert not list(here.store.ours.glob("transfers/*"))
 
 
 def test_a_blob_that_has_gone_leaves_nothing(tmp_path: Path) -> None:

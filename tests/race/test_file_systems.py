@@ -208,12 +208,10 @@ def test_without_hard_links_nothing_is_done_beside_a_server(linkless: Path, tmp_
     assert store.leftovers() == []
 
 
-def test_without_reliable_hard_links_a_finished_layer_gets_no_second_name(
-    linkless: Path, tmp_path: Path
-) -> None:
+def test_without_reliable_hard_links_a_finished_layer_gets_no_second_name(linkless: Path) -> None:
     store = HealthyStore(linkless / "models")
     digest = store.text_blob("finished", 0)
-    why = second_names.keep(host(store, str(private_proc(tmp_path / "proc"))), [digest])
+    why = second_names.keep(host(store), [digest])
     assert "hard link" in why
     assert not list(store.path.glob(".ollama-watch/transfers/*"))
 
@@ -277,6 +275,14 @@ def test_on_an_overlay_what_a_server_has_left_in_a_lower_layer_is_taken_over(
 ) -> None:
     store, (digest,) = lower(layers, "a")
     taken_over(store, digest, tmp_path)
+
+
+def test_on_an_overlay_a_finished_layer_gets_no_second_name(layers: Layers) -> None:
+    layers.mount()
+    store = HealthyStore(layers.merged / "models")
+    digest = store.text_blob("finished", 0)
+    why = second_names.keep(host(store), [digest])
+    assert why == "overlay has no reliable hard links"
 
 
 def test_on_an_overlay_what_is_stale_in_a_lower_layer_goes(layers: Layers, tmp_path: Path) -> None:

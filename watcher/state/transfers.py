@@ -178,18 +178,21 @@ def is_low(ours: int) -> bool:
 def keep(ours: int, blobs: int, digest: str, boot: str) -> None:
     """Give a blob of the server's a second name: its bytes stay where the server removes the first.
 
-    Nothing is done where there is data of that layer. Nothing is synced: after a power cut none of
-    it is believed. Raises fs.BusyError where a process fetches the layer, FileNotFoundError where
-    the blob has gone, and OSError.
+    Nothing is done where there is data of that layer, or nobody could go on with the blob. Nothing
+    is synced: after a power cut none of it is believed. Raises fs.BusyError where a process fetches
+    the layer, FileNotFoundError where the blob has gone, and OSError.
     """
     name = names.blob(digest)
+    found = os.stat(name, dir_fd=blobs, follow_symlinks=False)
+    may = os.access(name, os.R_OK | os.W_OK, dir_fd=blobs, effective_ids=True)
+    if not (stat.S_ISREG(found.st_mode) and may):
+        return
     with state_folder.made_in(FOLDER, ours) as above:
         fs.ensure_folder(digest, above, durable=False)
     with held(ours, digest) as folder:
         if _is_there(DATA, folder):
             return
         try:
-            found = os.stat(name, dir_fd=blobs, follow_symlinks=False)
             everything = ((0, found.st_size),)
             told = encoded(digest, Kept(found.st_size, taken=everything, finished=True))
             # First, so that data without them is never one of these.
