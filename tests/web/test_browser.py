@@ -91,8 +91,17 @@ def test_events_are_filtered_by_model(tab: Tab) -> None:
     assert tab.value(lines) == every
 
 
-@pytest.mark.parametrize("width", [360, 800, 1600])
-@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+MANY = pytest.mark.slow("two of the six widths and colors have all that the style changes")
+
+
+@pytest.mark.parametrize(
+    ("width", "dark"),
+    [
+        *((360, False), (1600, True)),
+        *(pytest.param(*each, marks=MANY) for each in ((360, True), (800, False), (800, True))),
+        pytest.param(1600, False, marks=MANY),
+    ],
+)
 def test_it_fits_and_can_be_used_by_all(tab: Tab, width: int, dark: bool) -> None:
     tab.looks(width, dark=dark)
     assert tab.value("document.documentElement.scrollWidth") <= width

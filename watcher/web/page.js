@@ -5,7 +5,7 @@
 const TURN_SECONDS = 0.8, SPACE_SECONDS = 10; // how often it asks
 const HISTORY_SECONDS = 600, LEAST_SECONDS = 60; // of rates, drawn at most and at least
 const APART_SECONDS = 2; // between two of their points
-const SHOWN = { downloads: 50, files: 10, uses: 15, events: 100 };
+const SHOWN = { downloads: 50, findings: 25, files: 10, uses: 15, events: 100 };
 const HERE = `${location.origin}${location.pathname}`; // without a password that the address may have
 const TONES = JSON.parse(document.body.dataset.tones);
 
@@ -403,6 +403,29 @@ function filesOf(paths, models) {
   return left > 0 ? [first, element("p", {}, `and ${left.toLocaleString("en-US")} more`)] : [first];
 }
 
+/** What is not said with a download. */
+function drawFindings(findings) {
+  const others = findings.filter((each) => !each.kind.startsWith("download_"));
+  const shownOnes = others.filter((each) => each.severity !== "info");
+  const notices = others.length - shownOnes.length;
+  const parts = shownOnes.slice(0, SHOWN.findings).map((each) => sentence(`${each.message}.`, each.command));
+  const left = shownOnes.length - parts.length;
+  if (left > 0) parts.push(element("p", {}, `and ${left.toLocaleString("en-US")} more`));
+  if (notices) parts.push(element("p", {}, `${count(notices, "notice")}.`));
+  return parts.length ? parts : [element("p", {}, "None.")];
+}
+
+function around(status, audit) {
+  const servers = audit.servers.filter((each) => each.serves_this_store);
+  const words = [
+    `server: ${servers.map((each) => `pid ${each.pid}`).join(", ") || "not running"}`,
+    `daemon: ${status.daemon ? `pid ${status.daemon.pid}` : "not running"}`,
+  ];
+  const { visibility, why } = audit.visibility;
+  if (visibility !== "full") words.push(`not all processes are visible: ${why}`);
+  return words.join("; ");
+}
+
 function drawQueue(queue) {
   if (!queue.items.length) return [element("p", {}, "The queue is empty.")];
   const rows = queue.items.slice(0, SHOWN.uses).map((each) => [
@@ -535,12 +558,14 @@ function drawNow(status, audit) {
   clockAhead = now - Date.now();
   place("store").textContent = shown(status.store);
   place("asof").replaceChildren("As of ", time(status.time, clock(now, true)));
+  place("around").textContent = around(status, audit);
   const worst = Object.keys(SEVERITIES).find((each) =>
     audit.findings.some((finding) => finding.severity === each),
   );
   say(audit.verdict.text, audit.verdict.command, worst ? SEVERITIES[worst] : "good");
   drawDownloads(status, audit, now);
   const downloads = audit.downloads.map(({ digest, models }) => ({ digest, models }));
+  changed("findings", audit.findings, drawFindings);
   changed("start", { forecast: audit.forecast, downloads }, drawStart);
 }
 

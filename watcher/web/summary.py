@@ -15,7 +15,19 @@ from watcher.state import event_log
 from watcher.system import advice
 from watcher.web.looks import Document, Looks
 
-_DOWNLOADS, _USES, _FILES, _EVENTS, _KEPT = 50, 25, 10, 25, 25  #: so many of each are listed
+_DOWNLOADS, _FINDINGS, _USES, _FILES, _EVENTS, _KEPT = (
+    50,
+    25,
+    25,
+    10,
+    25,
+    25,
+)  #: so many of each are listed
+#: Where something stands in the page.
+_PLACES = (
+    *("store", "asof", "around", "verdict", "downloads", "findings", "queue", "quarantine"),
+    *("start", "space", "events"),
+)
 #: How good the news is, by the worst finding.
 _TONES = {"error": "bad", "warning": "warning"}
 _EVENT_TONES = {each.value: each.tone.name.lower() for each in event_log.EventType}
@@ -23,8 +35,7 @@ _EVENT_TONES = {each.value: each.tone.name.lower() for each in event_log.EventTy
 
 def of(looks: Looks) -> dict[str, str]:
     """What stands in the page, by the name of its place: HTML."""
-    shown = dict.fromkeys(("store", "asof", "downloads", "start", "queue", "quarantine"), "")
-    shown |= {"space": "", "events": "", "tone": "plain"}
+    shown = dict.fromkeys((*_PLACES, "tone"), "")
     shown["tones"] = _text(orjson.dumps(_EVENT_TONES).decode())
     try:
         now = looks.now.get().documents
@@ -48,11 +59,36 @@ def _now(status: Document, audit: Document) -> dict[str, str]:
     return {
         "store": _name(status["store"]),
         "asof": _when(status["time"]),
+        "around": _text("; ".join(_around(status, audit))),
+        "findings": "".join(_findings(audit["findings"])),
         "tone": next((tone for worst, tone in _TONES.items() if worst in findings), "good"),
         "verdict": _sentence(verdict["text"], verdict["command"]),
         "downloads": "".join(_downloads(status, audit)),
         "start": "".join(_start(audit["forecast"])),
     }
+
+
+def _around(status: Document, audit: Document) -> Iterator[str]:
+    """What runs on the store, and what of it is not seen."""
+    pids = [each["pid"] for each in audit["servers"] if each["serves_this_store"]]
+    yield f"server: {', '.join(f'pid {pid}' for pid in pids) or 'not running'}"
+    daemon = status["daemon"]
+    yield "daemon: not running" if daemon is None else f"daemon: pid {daemon['pid']}"
+    view = audit["visibility"]
+    if view["visibility"] != "full":
+        yield f"not all processes are visible: {view['why']}"
+
+
+def _findings(findings: list[Document]) -> Iterator[str]:
+    """What is not said with a download."""
+    others = [each for each in findings if not each["kind"].startswith("download_")]
+    shown = [each for each in others if each["severity"] != "info"]
+    notices = len(others) - len(shown)
+    for each in shown[:_FINDINGS]:
+        yield _sentence(f"{each['message']}.", each["command"])
+    yield _more(len(shown) - _FINDINGS)
+    if notices or not shown:
+        yield f"<p>{count(notices, 'notice')}.</p>" if notices else "<p>None.</p>"
 
 
 def _downloads(status: Document, audit: Document) -> Iterator[str]:
