@@ -109,9 +109,12 @@ class Ledger:
             fs.set_aside(LEDGER, self.folder)
             kept = Kept()
         logged = () if self.lost else transfers.logged(self.folder, self._boot, size)
-        self.durable, self.taken, self.mirrored = kept.durable, kept.taken, kept.mirrored
+        arrived = ranges.union(kept.durable, logged)
+        whole = (arrived, kept.durable, kept.taken, kept.mirrored)
+        # A layer may have had another size by an earlier manifest.
+        within = (ranges.within(each, 0, self.layer.size) for each in whole)
+        self.arrived, self.durable, self.taken, self.mirrored = within
         self._is_finished = kept.finished
-        self.arrived = ranges.union(kept.durable, logged)
         #: As the sums of their chunks say, for whoever looks: nothing rests on it.
         self.proven = ranges.intersection(kept.proven, self.arrived)
         if self.lost:

@@ -178,6 +178,23 @@ def test_data_beyond_the_layers_end_is_cut(kept: Kept) -> None:
         assert os.fstat(found.data).st_size == LAYER.size
 
 
+def test_nothing_beyond_the_layers_end_is_claimed(kept: Kept) -> None:
+    """As when a manifest gave it another size, and a kill came before the first ledger."""
+    os.truncate(kept.folder / DATA, 2000)
+    (kept.folder / LEDGER).unlink()
+    (kept.folder / ARRIVED).write_bytes(b"one\n0 310\n900 1500\n1600 1700\n")
+    with kept.opened() as found:
+        assert found.arrived == ((0, 310), (900, 1000))
+        found.make_durable(found.arrived)
+    with kept.opened("another") as found:
+        assert found.lost == ""
+        assert found.arrived == ((0, 310), (900, 1000))
+    kept.change(taken=[[0, 10], [990, 1 << 40]], mirrored=[[2000, 3000]])
+    with kept.opened() as found:
+        assert found.taken == ((0, 10), (990, 1000))
+        assert found.mirrored == ()
+
+
 def test_data_with_a_second_name_is_never_written_to(kept: Kept, tmp_path: Path) -> None:
     os.link(kept.folder / DATA, tmp_path / "precious")
     with kept.opened() as found:
