@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import stat
 import time
 from pathlib import Path
@@ -277,3 +278,29 @@ def test_nothing_runs_further_ahead_of_the_front_than_allowed(here: Here) -> Non
         here.registry.release()
         here.publish(running.result())
     here.check()
+
+
+@pytest.mark.parametrize("depth", range(5))
+def test_what_is_in_a_manifests_way_is_named_by_its_path(here: Here, depth: int) -> None:
+    """A file where a folder is to be, or the other way round."""
+    path = Path("manifests", *here.name[:depth])
+    shutil.rmtree(here.path / "manifests")
+    (here.path / path.parent).mkdir(parents=True, exist_ok=True)
+    (here.path / path).touch() if depth < 4 else (here.path / path).mkdir()
+    with here.opened() as opened, pytest.raises(OSError, match=r".") as caught:
+        opened.place_manifest(here.name, b"{}")
+    assert caught.value.filename == str(path)
+
+
+def test_what_is_in_a_layers_way_is_named_by_its_path(here: Here) -> None:
+    here.blob.symlink_to("nowhere")
+    fetched = here.fetch()
+    with here.opened() as opened, pytest.raises(FileExistsError) as caught:
+        opened.settle(opened.publish(fetched.verified, BOOT).named)
+    assert caught.value.filename == f"blobs/{here.blob.name}"
+
+
+def test_what_is_in_a_ledgers_way_is_named_by_its_path(here: Here) -> None:
+    (here.folder / ".ledger.new").mkdir(parents=True)
+    with pytest.raises(transfer.TransferError, match=r"/\.ledger\.new: Is a directory"):
+        here.fetch()

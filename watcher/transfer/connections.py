@@ -17,6 +17,7 @@ from rich.filesize import decimal
 
 from watcher.errors import refused
 from watcher.model import MIB
+from watcher.ollama import names
 from watcher.transfer import flows
 from watcher.transfer.client import Answer, Client
 from watcher.transfer.fetch import Fetch
@@ -357,7 +358,9 @@ def _give_up(connection: _Connection, why: TryError | _AgainError | OSError) -> 
 
 def disk_error(error: OSError) -> TransferError:
     """What this machine has refused, as the end of a transfer."""
-    found = refused(error.strerror or "the disk fails", error.errno or errno.EIO)
+    text = error.strerror or "the disk fails"
+    text = f"{names.printable(str(error.filename))}: {text}" if error.filename else text
+    found = refused(text, error.errno or errno.EIO)
     return TransferError(found.message, found.next_step, Cause.DISK)
 
 

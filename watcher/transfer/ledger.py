@@ -243,7 +243,8 @@ class Ledger:
         durable = self.durable if durable is None else durable
         rest_of_it = (is_wrong, self._is_finished, self.proven)
         told = Kept(self.layer.size, durable, self.taken, mirrored, *rest_of_it)
-        fs.save(LEDGER, self.folder, transfers.encoded(self.layer.digest, told))
+        with _named_from_the_store(FOLDER, self.layer.digest):
+            fs.save(LEDGER, self.folder, transfers.encoded(self.layer.digest, told))
 
 
 # ---------------------------------------------------------------- reading

@@ -194,15 +194,16 @@ class Store:
     def _give_name(self, layer: Layer, folder: int, *, keep: bool) -> None:
         """Name the data; `keep`: it keeps its own name, too, where a file may have two."""
         name = names.blob(layer.digest)
-        if keep:
-            try:
-                fs.second_name(transfers.DATA, folder, name, self._blobs)
-            except OSError as error:
-                if error.errno not in fs.NO_LINKS:
-                    raise
-            else:
-                return
-        fs.move(transfers.DATA, folder, name, self._blobs)
+        with _naming("blobs", name):
+            if keep:
+                try:
+                    fs.second_name(transfers.DATA, folder, name, self._blobs)
+                except OSError as error:
+                    if error.errno not in fs.NO_LINKS:
+                        raise
+                else:
+                    return
+            fs.move(transfers.DATA, folder, name, self._blobs)
 
     def _is_pulled(self, layer: Layer) -> bool:
         """Whether a server's own download of it lies there: it may replace the name, or remove it.
@@ -273,14 +274,17 @@ class Store:
 
     def _put(self, model: ModelName, name: str, folder: int) -> None:
         with contextlib.ExitStack() as held:
-            ways = [self._store]
+            ways, path = [self._store], list[str]()
             fresh: list[int] = []
             for part in ("manifests", *model[:-1]):
-                part = _spelled(part, ways[-1])
-                if fs.ensure_folder(part, ways[-1], durable=False):
-                    fresh.append(ways[-1])
-                ways.append(held.enter_context(fs.opened_folder(part, ways[-1])))
-            fs.replace(name, folder, _spelled(model.tag, ways[-1]), ways[-1])
+                path.append(_spelled(part, ways[-1]))
+                with _naming(*path):
+                    if fs.ensure_folder(path[-1], ways[-1], durable=False):
+                        fresh.append(ways[-1])
+                    ways.append(held.enter_context(fs.opened_folder(path[-1], ways[-1])))
+            path.append(_spelled(model.tag, ways[-1]))
+            with _naming(*path):
+                fs.replace(name, folder, path[-1], ways[-1])
             for at in (ways[-1], *reversed(fresh)):
                 fs.sync(at)
 
@@ -313,6 +317,15 @@ def manifest(store: int, model: ModelName) -> bytes:
             fs.check_link(part, above, os.fstat(at))
         with fs.closing(fs.open_behind(_spelled(model.tag, at), at)) as fd:
             return fs.read_open(fd, READ_LIMIT + 1)
+
+
+@contextlib.contextmanager
+def _naming(*path: str) -> Iterator[None]:
+    """Errors name what has that path from the store's folder."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, os.path.join(*path)) from None
 
 
 def _owner(folder: int) -> tuple[int, int]:
