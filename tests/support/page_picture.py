@@ -26,6 +26,7 @@ _CHAT_BYTES, _CHAT_RATE = 900_000_000, 14_000_000
 _LIVE_SECONDS = 15  #: so long the rate is drawn
 #: Has the page show what it would for a store and a registry in their usual places.
 _AS_USUAL = """(() => {
+  document.querySelector("noscript").remove();
   const texts = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
   while (texts.nextNode())
     texts.currentNode.data = texts.currentNode.data
