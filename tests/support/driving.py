@@ -23,7 +23,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, BinaryIO, Literal, Self
 
 from tests.support import commands
 from tests.support.notation import Store, age
@@ -92,17 +92,23 @@ class HealthyStore(Store):
         """A download of `parts` parts, half of each completed, and its data; its digits."""
         digest = self.digest(text)
         for number in range(parts):
-            path = self.blobs / f"sha256-{digest}-partial-{number}"
-            path.write_text(sidecar(number, number * PART, PART, PART // 2))
-            age(path, aged)
-        data = self.blobs / f"sha256-{digest}-partial"
-        with data.open("wb") as file:
+            with self._appearing(f"sha256-{digest}-partial-{number}", aged) as file:
+                file.write(sidecar(number, number * PART, PART, PART // 2).encode())
+        with self._appearing(f"sha256-{digest}-partial", aged) as file:
             file.truncate(max(parts, 1) * PART)
             for number in range(max(parts, 1)):
                 file.seek(number * PART)
                 file.write(text.encode()[:1] * (PART // 2))
-        age(data, aged)
         return digest
+
+    @contextlib.contextmanager
+    def _appearing(self, name: str, aged: float) -> Iterator[BinaryIO]:
+        """A file under ``blobs`` that nobody sees before it is written and so old."""
+        made = self.path / f"made-{name}"
+        with made.open("wb") as file:
+            yield file
+        age(made, aged)
+        made.rename(self.blobs / name)
 
     def file(self, name: str, text: str = "a file", aged: float = OLD) -> Path:
         """Any file under ``blobs``."""
