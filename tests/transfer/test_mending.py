@@ -208,7 +208,14 @@ def test_a_prompt_names_the_bytes(here: Here) -> None:
     check_right(here)
 
 
-@pytest.mark.parametrize(("answer", "fetches", "repairs"), [("w", 0, 1), ("n", 0, 0), ("y", 1, 1)])
+@pytest.mark.parametrize(
+    ("answer", "fetches", "repairs"),
+    [
+        ("w", 0, 1),
+        pytest.param("n", 0, 0, marks=pytest.mark.slow("as where nothing else is to be done")),
+        pytest.param("y", 1, 1, marks=pytest.mark.slow("as where nothing else is to be done")),
+    ],
+)
 def test_what_is_fetched_can_be_declined_by_itself(
     here: Here, answer: str, fetches: int, repairs: int
 ) -> None:

@@ -78,6 +78,8 @@ def test_damage_in_recorded_bytes_costs_the_next_pull_its_chunk(left: Here) -> N
     flip(left, 3 * MIB)
     told = prove(left)
     assert message(told) == "8.4 MB match the sums of their chunks, 2.1 MB don't"
+    (write,) = [each for each in told["plan"]["actions"] if each["verb"] == "write_sidecars"]
+    assert "2.1 MB recorded as downloaded is wrong by the sums of its chunks" in write["because"]
     # The fifth chunk, which was written and half of it recorded, is right: all of it counts.
     assert claims(left) == ((0, CHUNK), (2 * CHUNK, WRITTEN))
     (shown,) = audit(left.path)["downloads"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -195,6 +196,27 @@ def test_what_became_ours_by_a_rename_is_compared_as_well(here: Here, damaged: b
     # What was not recorded of the wrong chunk is fetched first, since the rest of it may be right.
     missing = TAKEN[1][0] - CHUNK
     assert here.served == (missing + CHUNK + 1 if damaged else 0)
+
+
+def test_a_chunk_that_the_disk_can_not_give_back_is_fetched_over_it(
+    here: Here, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take(here, here.content())
+    (here.folder / transfers.DATA).write_bytes(here.content())
+    (here.path / "blobs" / f"sha256-{here.digest}-partial").unlink()
+    usual, failed = sums.hash_of, list[int]()
+
+    def failing_once(fd: int, chunk: sums.Chunk) -> str:
+        if chunk.start == CHUNK and not failed:
+            failed.append(chunk.start)
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return usual(fd, chunk)
+
+    monkeypatch.setattr(sums, "hash_of", failing_once)
+    here.pull(OPTIONS)
+    missing = TAKEN[1][0] - CHUNK  # of that chunk, which was not recorded as a whole
+    assert failed
+    assert here.served <= missing + CHUNK + 1
 
 
 def test_what_is_not_all_there_is_proven_once_it_is(here: Here) -> None:

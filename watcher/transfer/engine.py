@@ -227,7 +227,7 @@ class Engine:
             is_ours = is_claimed and not ranges.within(ledger.taken, chunk.start, chunk.end)
             if is_ours or not has(written, chunk):
                 continue
-            if await in_thread(sums.hash_of, ledger.data, chunk) == chunk.digest:
+            if not await in_thread(sums.wrong, ledger.data, chunk):
                 right = ranges.union(right, piece)
             elif is_claimed:
                 wrong = ranges.union(wrong, piece)
