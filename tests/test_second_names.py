@@ -18,6 +18,7 @@ from tests.support.notation import age
 from tests.support.runs import changed, one_look, one_run, rules, surveyed
 from tests.support.transfers import held
 from tests.transfer.driven import Here as Driven
+from tests.unit.decide.seen import server
 from watcher.act import second_names
 from watcher.decide import second_names as decided
 from watcher.decide import usage
@@ -137,6 +138,21 @@ def test_while_a_server_may_be_hashing_it_it_stays(here: Here) -> None:
     assert decided.needless(seen, clean=False) == {here.digest}
     held = seen._replace(second_names=tuple(x._replace(held=True) for x in seen.second_names))
     assert decided.needless(held, clean=False) == set()
+
+
+def test_what_a_daemon_that_was_away_makes(tmp_path: Path) -> None:
+    here = Here(tmp_path)
+    seen = here.seen()
+    assert not decided.wanted(seen), "no server is there that could discard it"
+    seen = seen._replace(servers=(server(),))
+    assert decided.wanted(seen) == {here.digest}
+    assert not decided.wanted(seen._replace(scope=frozenset({here.digest})))
+    (entry,) = seen.census.unnamed
+    hashed = seen.census._replace(unnamed=(entry._replace(sha256=here.digest),))
+    assert not decided.wanted(seen._replace(census=hashed))
+    assert not decided.wanted(seen._replace(now=seen.now + HOUR, clock=None))
+    here.keep()
+    assert not decided.wanted(here.seen()._replace(servers=(server(),)))
 
 
 def test_of_some_digests_nobody_knows_whether_a_manifest_names_them(here: Here) -> None:
@@ -331,10 +347,11 @@ def test_what_was_removed_for_another_reason_goes_unsaid(
     assert not one_run(host, WATCH).events
 
 
-def test_what_a_process_is_at_is_not_judged(discarded: Driven) -> None:
-    with held(discarded.folder):
-        assert not judge(discarded.path, discarded.digest)
-    assert judge(discarded.path, discarded.digest)
+def test_what_a_process_is_at_is_not_judged(here: Here) -> None:
+    here.blob.unlink()
+    with held(here.folder):
+        assert not judge(here.store.path, here.digest)
+    assert judge(here.store.path, here.digest)
 
 
 def test_what_a_server_discards_is_reported_once_and_repaired_as_printed(
@@ -390,6 +407,7 @@ def test_without_sums_the_plan_names_the_reason_and_the_whole_layer(discarded: D
     assert here.served <= here.size + 1
 
 
+@pytest.mark.slow("as a repair, by the same transfer")
 def test_a_pull_of_ours_goes_on_from_it(discarded: Driven) -> None:
     discarded.pull()
     assert discarded.served <= CHUNK + 1

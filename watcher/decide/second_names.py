@@ -26,7 +26,8 @@ def needless(evidence: Evidence, *, clean: bool) -> frozenset[str]:
     Those of which a manifest is there, and those of a pull that has been over for an hour; with
     `clean`, all that are still blobs. Only a scan of the whole store says so.
     """
-    if evidence.scope is not None:
+    theirs = [each for each in evidence.downloads if each.by_server]
+    if evidence.scope is not None or not (evidence.second_names or theirs):
         return frozenset()
     census = evidence.census
     unnamed = {names.parse_blob(each.name).digest for each in census.unnamed}
@@ -41,8 +42,8 @@ def needless(evidence: Evidence, *, clean: bool) -> frozenset[str]:
     }
     found |= {
         each.digest
-        for each in evidence.downloads
-        if each.by_server and each.finished is not None and each.digest not in unnamed | odd
+        for each in theirs
+        if each.finished is not None and each.digest not in unnamed | odd
     }
     return frozenset(found - beside)
 
