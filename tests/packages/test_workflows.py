@@ -27,7 +27,8 @@ def test_the_tests_run_on_each_python_that_the_package_names() -> None:
     named = re.findall(r":: (3\.\d+)$", about["metadata"]["classifiers"], re.MULTILINE)
     text = (ROOT / ".github/workflows/tests.yml").read_text()
     (matrix,) = re.findall(r"python: \[(.*)\]", text)
-    assert re.findall(r'"(.*?)"', matrix) == named
+    run = re.findall(r'"(.*?)"', matrix)
+    assert run[: len(named)] == named  # and newer ones, which may be named once they have passed
 
 
 def test_a_release_needs_no_stored_secret() -> None:
