@@ -60,7 +60,7 @@ class Browser:
 
         self._process = subprocess.Popen(
             [PROGRAM, *_OPTIONS, f"--user-data-dir={folder}", "about:blank"],
-            env={**os.environ, "HOME": folder},
+            env={**os.environ, "HOME": folder, "TMPDIR": folder},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
