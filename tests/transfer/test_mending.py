@@ -238,17 +238,19 @@ def test_what_is_fetched_can_be_declined_by_itself(
 
 @pytest.mark.parametrize("damage", ["wrong", "missing"])
 def test_a_daemon_fetches_where_the_settings_say_so(here: Here, damage: str) -> None:
-    """What is wrong as what is too short, and what is missing."""
+    """What is wrong as what is too long, too short, and missing."""
     config = here.path / "blobs" / here.model.config.replace(":", "-")
     if damage == "wrong":
         flip(here, 3)
         verify(here)
+        _long(config)
     else:
         os.truncate(here.blob, SIZE - 5)
         config.unlink()
     said = {"OLLAMA_WATCH_REPAIR": "true", "OLLAMA_WATCH_FETCH": "true"}
     with Daemon(here.path, said):
-        wait_for(lambda: kept(here) and config.exists() and not here.folder.exists())
+        aside = 2 if damage == "wrong" else 1
+        wait_for(lambda: len(kept(here)) == aside and config.exists() and not here.folder.exists())
     assert here.served <= CHUNK + 1
     check_right(here)
 

@@ -115,7 +115,9 @@ def test_later_scans_do_not_believe_what_was_wrong_either(left: Here) -> None:
 def test_without_sums_nothing_is_claimed(left: Here, kind: str) -> None:
     left.registry.manners = Manners(sums=kind, chunk=CHUNK)  # type: ignore[arg-type]
     flip(left, 3 * MIB)
-    assert "serves no sums of its chunks" in message(prove(left, code=3))
+    (told,) = [each for each in prove(left, code=3)["outcomes"] if each["verb"] == "prove"]
+    assert "serves no sums of its chunks" in told["message"]
+    assert told["refusal"]["remedy"].startswith("pull it")
     assert claims(left)[0][0] == 0
     assert ranges.size(claims(left)) >= CLAIMED
     assert not kept(left).exists()
@@ -123,7 +125,7 @@ def test_without_sums_nothing_is_claimed(left: Here, kind: str) -> None:
 
 def test_sums_of_another_blob_change_nothing(left: Here) -> None:
     left.registry.manners = Manners(sums="other", chunk=CHUNK)
-    assert "may be of other data" in message(prove(left, code=3))
+    assert "may be that of other data" in message(prove(left, code=3))
     assert ranges.size(claims(left)) >= CLAIMED
 
 

@@ -19,7 +19,18 @@ from rich.filesize import decimal
 from watcher.act.journal import Journal, locked
 from watcher.decide import transitions
 from watcher.errors import EndedError, LockedError, WatchError
-from watcher.model import UNREADABLE, Action, ActionKind, Entry, Outcome, Ranges, Result, Rules
+from watcher.model import (
+    UNREADABLE,
+    Action,
+    ActionKind,
+    Entry,
+    Outcome,
+    Ranges,
+    Refusal,
+    RefusalKind,
+    Result,
+    Rules,
+)
 from watcher.observe import parts, place, scan
 from watcher.observe.host import Host
 from watcher.ollama import names, ranges, registry
@@ -262,11 +273,8 @@ def _prove(store: int, actions: Iterable[Action], host: Host) -> Iterator[Outcom
 def _proved(store: int, action: Action, host: Host) -> Outcome:
     chunks, entry = _sums_of_registry(store, action, host), action.expects[0]
     is_blob, right, wrong = names.is_blob(entry.name), Ranges(), Ranges()
-    # A damaged blob is as damaged without sums; a download was to be proven.
-    unknown = Outcome(action, Result.DONE if is_blob else Result.REFUSED, "")
     if not chunks:
-        why = "its registry serves no sums of its chunks, so nothing was compared"
-        return unknown._replace(message=why)
+        return _unproven(action, "its registry serves no sums of its chunks: nothing was compared")
     with (
         folders.opened_blobs(store) as blobs,
         fs.closing(fs.open_followed(entry.name, blobs)) as fd,
@@ -285,12 +293,22 @@ def _proved(store: int, action: Action, host: Host) -> Outcome:
         if not _is_as_it_was(fd, blobs, entry):
             return Outcome(action, Result.REFUSED, "it has changed meanwhile")
     if wrong and not right:
-        why = "no chunk matches its sum: the sums may be of other data, so nothing was changed"
-        return unknown._replace(message=why)
+        return _unproven(action, "no chunk matches its sum, which may be that of other data")
+    if not right:
+        return Outcome(action, Result.DONE, "no chunk of it is there as a whole yet")
     found = f"{decimal(ranges.size(right))} match the sums of their chunks"
     found += f", {decimal(ranges.size(wrong))} don't" if wrong else ""
     sha256 = entry.sha256 if is_blob else None
     return Outcome(action, Result.DONE, found, sha256=sha256, wrong=wrong, right=right)
+
+
+def _unproven(action: Action, why: str) -> Outcome:
+    """A damaged blob is as damaged without sums; a download was to be proven."""
+    if names.is_blob(action.expects[0].name):
+        return Outcome(action, Result.DONE, why)
+    remedy = "pull it: at the end of the pull the hash of the whole decides"
+    refusal = Refusal(RefusalKind.REGISTRY, action.subject, action.kind, why, remedy)
+    return Outcome(action, Result.REFUSED, why, refusal=refusal._replace(models=action.models))
 
 
 def _sums_of_registry(store: int, action: Action, host: Host) -> Chunks:
