@@ -13,6 +13,7 @@ import pytest
 
 from watcher.demo.registry import Fault, Layer, Manners, Registry
 from watcher.model import MIB
+from watcher.state import fs
 from watcher.transfer import store
 from watcher.transfer import values as transfer
 from watcher.transfer.values import Cause
@@ -304,3 +305,23 @@ def test_what_is_in_a_ledgers_way_is_named_by_its_path(here: Here) -> None:
     (here.folder / ".ledger.new").mkdir(parents=True)
     with pytest.raises(transfer.TransferError, match=r"/\.ledger\.new: Is a directory"):
         here.fetch()
+
+
+def test_two_models_that_get_their_manifests_at_once_get_their_own(
+    here: Here, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In threads of one process, or in two containers, whose processes have the same id."""
+    other, create, begun = here.name._replace(model="other"), fs.create, list[str]()
+    with here.opened() as opened:
+
+        def created(name: str, *more: object) -> None:
+            create(name, *more)  # type: ignore[arg-type]
+            begun.append(name)
+            if len(begun) == 1:
+                opened.place_manifest(other, b"other")
+
+        monkeypatch.setattr(fs, "create", created)
+        opened.place_manifest(here.name, b"one")
+    assert here.manifest.read_bytes() == b"one"
+    assert (here.path / "manifests" / other.path).read_bytes() == b"other"
+    assert len(begun) == 2

@@ -31,7 +31,7 @@ _IS_ASIDE = re.compile(rf"(?:{ARRIVED}|{LEDGER}|{DATA})\.damaged(?:-[0-9]+)?").f
 SCHEMA = "ollama-watch/transfer/1"
 LONGEST_LEDGER = 16 * MIB
 LONGEST_LOG = 16 * MIB  #: a longer log is none of ours: it is made anew when it has half of this
-#: A manifest until it has its place; the id of the process that writes it follows.
+#: A manifest until it has its place; a random number follows.
 NEW_MANIFEST = "manifest-"
 _IS_NEW_MANIFEST = re.compile(NEW_MANIFEST + r"[0-9]{1,10}").fullmatch
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import secrets
 import stat
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
@@ -256,9 +257,8 @@ class Store:
         clean-up off.
         """
         with state_folder.made_in(transfers.FOLDER, self._ours) as folder:
-            name = f"{transfers.NEW_MANIFEST}{os.getpid()}"
-            with contextlib.suppress(FileNotFoundError):
-                fs.remove(name, folder)
+            # By no process's id: threads share it, and so do containers that share a store.
+            name = f"{transfers.NEW_MANIFEST}{secrets.randbelow(10**10)}"
             fs.create(name, folder, raw, _owner(self._blobs))
             try:
                 for left in reversed(range(_TRIES)):
