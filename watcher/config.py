@@ -37,6 +37,13 @@ def duration(value: object) -> float:
     raise ValueError("expected a duration such as 90s, 30m, 2h, 7d or 1w")
 
 
+def stall(value: object) -> float:
+    """Seconds without a byte after which a connection is replaced."""
+    if (seconds := duration(value)) >= 1:
+        return seconds
+    raise ValueError("expected a duration of at least 1s")
+
+
 def moment(text: str, now: float) -> float:
     """Seconds since the epoch of ``2h`` (ago), ``2026-11-24`` or RFC 3339, local without a zone."""
     with contextlib.suppress(ValueError):

@@ -357,6 +357,13 @@ def test_invalid_rates(value: object) -> None:
         config.rate(value)
 
 
+def test_no_connection_is_given_up_before_it_can_bring_anything() -> None:
+    assert config.stall("1s") == 1.0
+    for value in ("0s", "0", "0.5s"):
+        with pytest.raises(ValueError, match="at least 1s"):
+            config.stall(value)
+
+
 @pytest.mark.parametrize(
     ("value", "found"),
     [

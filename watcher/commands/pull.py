@@ -26,9 +26,11 @@ from watcher.errors import Exit
 @click.option("--verify", is_flag=True, help="Also hash layers that were on disk before.")
 @declare.insecure
 @declare.host
-@declare.duration(
+@click.option(
     "--stall",
     "stall_seconds",
+    type=declare.Read("duration", config.stall),
+    metavar="TIME",
     help="Replace a connection after so long without bytes (default 30s).",
 )
 @click.option(
