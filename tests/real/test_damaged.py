@@ -13,13 +13,13 @@ from tests.support.notation import age
 from tests.support.servers import RealServer, collapsed, wait_until
 from tests.transfer.driven import Here
 from watcher.demo.registry import Manners, Registry
-from watcher.model import HOUR, MIB, Ranges
+from watcher.model import HOUR, Ranges
 from watcher.ollama import ranges, sidecars
 from watcher.state import sums
 
 pytestmark = pytest.mark.skipif("OLLAMA_BIN" not in os.environ, reason="OLLAMA_BIN is not set")
 
-SIZE, CHUNK = 262_144_000, 4 * MIB
+SIZE, CHUNK = 262_144_000, sums.CHUNK
 
 
 def _flipped(blob: Path) -> None:
@@ -69,10 +69,11 @@ def test_a_repair_fetches_what_is_wrong(
         assert collapsed(server.pull(here.model.name))[-1] == "success"
 
 
+@pytest.mark.parametrize("proves", [True, False])
 def test_damage_that_repair_finds_before_the_pull_costs_its_chunk(
-    tmp_path: Path, registry: Registry
+    tmp_path: Path, registry: Registry, proves: bool
 ) -> None:
-    """The server would discard the whole layer at the end of its pull."""
+    """Alone, the server fetches the rest, and then discards the whole layer."""
     here = Here(tmp_path / "models", registry, SIZE)
     registry.manners = Manners(sums="complete", chunk=CHUNK)
     registry.throttle(60_000_000)
@@ -92,14 +93,17 @@ def test_damage_that_repair_finds_before_the_pull_costs_its_chunk(
             (byte,) = os.pread(file.fileno(), 1, wrong[0])
             os.pwrite(file.fileno(), bytes([byte ^ 1]), wrong[0])
         age(data, HOUR)
-        assert run(here.path, "repair", "--yes", "--prove", here.model.name).returncode == 0
+        words = ["--prove"] if proves else []
+        assert run(here.path, "repair", "--yes", *words, here.model.name).returncode == 0
         after = recorded(here)
-        assert ranges.difference(before, after) == (wrong,)
+        assert ranges.difference(before, after) == ((wrong,) if proves else ())
         registry.reset_stats()
         server.start().wait_ready()
+        if not proves:
+            assert "digest mismatch" in collapsed(server.pull(here.model.name))[-1]
         assert collapsed(server.pull(here.model.name))[-1] == "success"
     assert is_right(here.path, f"sha256:{here.digest}")
-    assert here.served == SIZE - ranges.size(after)
+    assert here.served == SIZE - ranges.size(after) + (0 if proves else SIZE)
 
 
 def recorded(here: Here) -> Ranges:
