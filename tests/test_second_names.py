@@ -20,6 +20,7 @@ from tests.support.transfers import held
 from tests.transfer.driven import Here as Driven
 from tests.unit.decide.seen import server
 from watcher.act import second_names
+from watcher.act.journal import Journal, locked
 from watcher.decide import second_names as decided
 from watcher.decide import usage
 from watcher.demo.registry import Manners, Registry
@@ -153,6 +154,22 @@ def test_what_a_daemon_that_was_away_makes(tmp_path: Path) -> None:
     assert not decided.wanted(seen._replace(now=seen.now + HOUR, clock=None))
     here.keep()
     assert not decided.wanted(here.seen()._replace(servers=(server(),)))
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_what_no_server_has_hashed_is_hashed_here(here: Here, restarted: bool) -> None:
+    """Its server has ended before it did, and to the next one's pull the layer was there."""
+    here.run()
+    here.named()
+    since = (here.folder / "ledger").stat().st_mtime + (0.5 if restarted else -2)
+    seen = here.seen()._replace(servers=(server(since=since),))
+    with folders.opened_store(str(here.store.path)) as store, locked(store, 1.0):
+        journal = Journal(store, WATCH.settings, here.host)
+        known = second_names.let_go(journal, journal.recall(), seen, clean=False)
+        assert (
+            known.unproven == journal.recall().unproven == ({here.digest} if restarted else set())
+        )
+    assert not here.is_kept
 
 
 def test_of_some_digests_nobody_knows_whether_a_manifest_names_them(here: Here) -> None:

@@ -234,7 +234,7 @@ class _Run:
             occasion = transitions.Occasion(mode.announce, self._scope.closed)
             known = journal.learn(known, seen, diagnosis, occasion)
             if (mode.clean or mode.patient) and not stuck:
-                second_names.let_go(journal, seen, clean=mode.clean)
+                known = second_names.let_go(journal, known, seen, clean=mode.clean)
             outcomes: tuple[Outcome, ...] = ()
             if agreed.actions and not stuck:
                 outcomes, after = self._act(now, known, agreed, journal)

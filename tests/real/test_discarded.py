@@ -98,6 +98,24 @@ def test_killed_between_the_name_and_the_manifest_nothing_is_left(here: Here) ->
 
 
 @pytest.mark.parametrize("here", [3_000_000], indirect=True)
+def test_a_layer_that_a_killed_server_did_not_hash_is_hashed(here: Here) -> None:
+    """To the next server's pull the layer is there, and it says success."""
+    other = here.model.digests[1]
+    here.registry.add_fault(Fault("page", status=200, cut=True, digest=here.digest, times=1))
+    here.registry.hold(other)
+    pull = here.server.start_pull(here.model.name)
+    wait_until(here.second.exists, "the second name")
+    here.server.kill()
+    pull.close()
+    here.registry.release()
+    here.server.start().wait_ready()
+    assert collapsed(here.server.pull(here.model.name))[-1] == "success"
+    assert not is_right(here.path, here.digest)
+    here.daemon.wait_event("blob_corrupt")
+    assert not here.second.exists()
+
+
+@pytest.mark.parametrize("here", [3_000_000], indirect=True)
 def test_a_daemon_that_was_away_makes_it_and_lets_it_go(here: Here) -> None:
     other = here.model.digests[1]
     here.daemon.kill(signal.SIGKILL)

@@ -5,6 +5,7 @@ import errno
 import hashlib
 import os
 from collections.abc import Iterable
+from dataclasses import replace
 
 from watcher.act.journal import Journal
 from watcher.decide import safety, second_names
@@ -13,7 +14,9 @@ from watcher.observe import place, scan
 from watcher.observe.host import Host
 from watcher.ollama import names
 from watcher.state import folders, fs, state_folder, transfers
+from watcher.state.memory import Memory
 
+_EXACT_SECONDS = 1.0  #: as exactly it is known when a process began
 _NEVER = fs.NO_LINKS | {errno.EXDEV}
 
 
@@ -86,16 +89,21 @@ def _hashed(host: Host, fd: int) -> str | None:
     return hasher.hexdigest()
 
 
-def let_go(journal: Journal, seen: Evidence, *, clean: bool) -> None:
+def let_go(journal: Journal, known: Memory, seen: Evidence, *, clean: bool) -> Memory:
     """Remove those that are needless, and, where the disk is as full as it may be, all of them.
 
-    The blobs lose a name of ours, so what was found out by hashing them still holds.
+    The blobs lose a name of ours, so what was found out by hashing them still holds. Returns the
+    memory with those that have to be hashed, since the server that should have done it has ended.
     """
     gone = second_names.needless(seen, clean=clean)
+    named = second_names.named(seen)
+    begun = max((each.since for each in seen.servers), default=0.0)
+    orphaned: set[str] = set()
     with contextlib.suppress(OSError), state_folder.opened(journal.store) as ours:
         is_low = transfers.is_low(ours)
         if is_low:
             gone |= frozenset(transfers.digests(ours))
+        orphaned = {digest for digest in gone & named if _made_before(begun, ours, digest)}
         if gone:
             with folders.opened_blobs(journal.store) as blobs:
                 found = (scan.look(names.blob(digest), blobs) for digest in gone)
@@ -103,6 +111,18 @@ def let_go(journal: Journal, seen: Evidence, *, clean: bool) -> None:
                 with journal.same_content(blobs, times):
                     for digest in sorted(gone):
                         _drop(ours, digest, blobs)
+    if orphaned - known.unproven:
+        known = replace(known, unproven=known.unproven | orphaned)
+        journal.save(replace(journal.recall(), unproven=known.unproven))
+    return known
+
+
+def _made_before(begun: float, ours: int, digest: str) -> bool:
+    """Whether no server that runs now has finished the layer: its pull found it there, unhashed."""
+    with contextlib.suppress(OSError), transfers.opened(ours, digest) as folder:
+        made = scan.look(transfers.LEDGER, folder)
+        return made is not None and made.mtime < begun + _EXACT_SECONDS
+    return False
 
 
 def _drop(ours: int, digest: str, blobs: int) -> None:

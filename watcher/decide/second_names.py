@@ -29,9 +29,7 @@ def needless(evidence: Evidence, *, clean: bool) -> frozenset[str]:
     theirs = [each for each in evidence.downloads if each.by_server]
     if evidence.scope is not None or not (evidence.second_names or theirs):
         return frozenset()
-    census = evidence.census
-    unnamed = {names.parse_blob(each.name).digest for each in census.unnamed}
-    odd = {each.digest for each in census.odd}
+    odd, unnamed = {each.digest for each in evidence.census.odd}, _unnamed(evidence)
     # A server that downloads a layer itself takes the name from our file, and may remove it.
     beside = {each.digest for each in evidence.downloads if not each.ours}
     is_over = clean or _is_over(evidence)
@@ -46,6 +44,17 @@ def needless(evidence: Evidence, *, clean: bool) -> frozenset[str]:
         if each.finished is not None and each.digest not in unnamed | odd
     }
     return frozenset(found - beside)
+
+
+def named(evidence: Evidence) -> frozenset[str]:
+    """Those of which a manifest is there by now."""
+    if evidence.scope is not None or not evidence.second_names:
+        return frozenset()
+    return frozenset(each.digest for each in evidence.second_names) - _unnamed(evidence)
+
+
+def _unnamed(evidence: Evidence) -> frozenset[str]:
+    return frozenset(names.parse_blob(each.name).digest for each in evidence.census.unnamed)
 
 
 def _is_over(evidence: Evidence) -> bool:
