@@ -178,26 +178,43 @@ def test_help_is_help(run: Run) -> None:
 # ---------------------------------------------------------------- what is loaded
 
 
-@pytest.mark.parametrize("name", ["", *ALL])
-def test_help_loads_nothing_of_the_rooms(tmp_path: Path, name: str) -> None:
-    assert not loaded(tmp_path, *name.split(), "--help") & {*HEAVY}
+def test_help_loads_nothing_of_the_rooms(tmp_path: Path) -> None:
+    assert_light(tmp_path, [[*name.split(), "--help"] for name in ("", *ALL)])
 
 
-@pytest.mark.parametrize("words", ["config show", "config check"])
-def test_a_look_at_the_settings_loads_nothing_of_the_rooms(tmp_path: Path, words: str) -> None:
-    assert not loaded(tmp_path, *words.split()) & {*HEAVY}
+def test_a_look_at_the_settings_loads_nothing_of_the_rooms(tmp_path: Path) -> None:
+    assert_light(tmp_path, [["config", "show"], ["config", "check"]])
 
 
-def loaded(home: Path, *words: str) -> set[str]:
-    """The modules that a command loads."""
-    script = (
-        "import sys; from watcher import cli\n"
-        "code = cli.main(sys.argv[1:])\n"
-        "print(*sys.modules, file=sys.stderr); sys.exit(code)"
+#: Forks for each command, from a Python that has loaded what each of them loads first.
+LOADED = """
+import json, os, sys
+from watcher import cli
+for words in json.load(sys.stdin):
+    if os.fork() == 0:
+        code = cli.main(words)
+        sys.stdout.flush()
+        print(*words, code, *sys.modules, file=sys.stderr, flush=True)
+        os._exit(0)
+    os.wait()
+"""
+
+
+def assert_light(home: Path, commands: list[list[str]]) -> None:
+    """These commands load nothing heavy."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", LOADED],
+        input=json.dumps(commands).encode(),
+        env=environment(home),
+        capture_output=True,
+        check=True,
     )
-    command = [sys.executable, "-W", "error", "-c", script, *words]
-    done = subprocess.run(command, env=environment(home), capture_output=True, check=True)
-    return {*done.stderr.decode().split()}
+    told = [line.split() for line in done.stderr.decode().splitlines()]
+    assert [line[: len(words) + 1] for line, words in zip(told, commands, strict=True)] == [
+        [*words, "0"] for words in commands
+    ]
+    for line in told:
+        assert not {*line} & {*HEAVY}, line
 
 
 # ---------------------------------------------------------------- completion

@@ -248,7 +248,7 @@ def test_an_error_at_any_call_loses_nothing(trial: Trial, how: str, first: int, 
         trial.assert_same_end(store, where)
 
 
-@pytest.mark.parametrize("scene", ["stale", "unclaimed", "orphans"])
+@pytest.mark.parametrize("scene", ["stale", pytest.param("unclaimed", marks=ALIKE), "orphans"])
 @pytest.mark.parametrize("how", ["kill", pytest.param("EIO", marks=ALIKE)])
 def test_the_same_holds_without_a_rename_that_never_replaces(
     scene: str, how: str, tmp_path: Path, driver: Driver

@@ -228,13 +228,16 @@ def remembered(store: HealthyStore) -> dict[str, object]:
         }
 
 
+OTHER_END = pytest.mark.slow("the other way to end a command or a daemon is tried of each")
+
+
 @pytest.mark.parametrize(
     ("words", "number"),
     [
         (["repair", "--yes", "--offline"], signal.SIGINT),
-        (["repair", "--yes", "--offline"], signal.SIGTERM),
+        pytest.param(["repair", "--yes", "--offline"], signal.SIGTERM, marks=OTHER_END),
         (["repair", "--yes", "--offline"], signal.SIGHUP),  # its terminal is closed
-        (["daemon"], signal.SIGINT),
+        pytest.param(["daemon"], signal.SIGINT, marks=OTHER_END),
         (["daemon"], signal.SIGTERM),
     ],
 )

@@ -224,11 +224,25 @@ def kind(request: pytest.FixtureRequest) -> type[Server]:
     return chosen
 
 
-START = pytest.param("start", marks=pytest.mark.slow("whatever else a server does, it starts then"))
+STARTS = pytest.mark.slow("whatever else a server does, it starts then")
+UPLOADS = pytest.mark.slow(
+    "an upload beside a download that is changed: beside one that is removed"
+)
+CASES = [
+    pytest.param(
+        acts,
+        meanwhile,
+        marks={
+            "start": (STARTS,),
+            "create": (UPLOADS,) if acts in ("repair", "taking over") else (),
+        }.get(meanwhile, ()),
+    )
+    for acts in ACTS
+    for meanwhile in MEANWHILE
+]
 
 
-@pytest.mark.parametrize("meanwhile", [START, "pull", "create", "rm"])
-@pytest.mark.parametrize("acts", ACTS)
+@pytest.mark.parametrize(("acts", "meanwhile"), CASES)
 def test_at_worst_one_thing_fails_once(
     acts: str, meanwhile: str, kind: type[Server], tmp_path: Path
 ) -> None:
