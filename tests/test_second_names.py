@@ -25,9 +25,11 @@ from watcher.decide import second_names as decided
 from watcher.decide import usage
 from watcher.demo.registry import Manners, Registry
 from watcher.model import DAY, HOUR, MIB, Evidence, Rules, UseKind
+from watcher.observe import place
 from watcher.observe.host import Host
 from watcher.reconcile import Report
 from watcher.state import folders, fs, registry_cache, sums, transfers
+from watcher.transfer.values import Layer
 
 from .conftest import NOBODY, needs_root, open_parents
 
@@ -422,6 +424,57 @@ def test_without_sums_the_plan_names_the_reason_and_the_whole_layer(discarded: D
     assert done.returncode == 0, done.stdout + done.stderr
     assert here.blob.read_bytes() == here.content()
     assert here.served <= here.size + 1
+
+
+def begun_anew(here: Driven) -> None:
+    """A pull has found all of it wrong, and was stopped when it had fetched some."""
+    with here.ledger() as ledger:
+        ledger.forget(((0, here.size),))
+        ledger.mark(0, CHUNK)
+
+
+def fetched_anew(here: Driven) -> None:
+    """All of it, and it was stopped before it hashed that."""
+    (here.folder / "data").write_bytes(here.content())
+    with here.ledger(place.boot(Host(str(here.path)))) as ledger:
+        ledger.forget(((0, here.size),))
+        ledger.mark(0, here.size)
+
+
+def found_right(here: Driven) -> None:
+    """It was right all the time, and waits for its name while its pull fetches another layer."""
+    (here.folder / "data").write_bytes(here.content())
+    boot = place.boot(Host(str(here.path)))
+    assert here.fetch(boot=boot, layers=(Layer(here.digest, here.size),)).verified
+    assert here.served == 0
+
+
+@pytest.mark.parametrize("how", [begun_anew, fetched_anew, found_right])
+def test_what_a_pull_of_ours_has_gone_on_with_is_its_own(
+    discarded: Driven, monkeypatch: pytest.MonkeyPatch, how: Callable[[Driven], None]
+) -> None:
+    """Nobody judges it and lets it go, and a full disk takes nothing of it."""
+    here, host = discarded, Host(str(discarded.path))
+    here.registry.manners = Manners()
+    how(here)
+    before = (here.folder / "data").stat()
+    (found,) = one_look(host, WATCH).evidence.downloads
+    assert (found.by_server, found.discarded, found.may_be_right) == (True, False, False)
+    assert not judge(here.path, here.digest)
+    monkeypatch.setattr(transfers, "reserve", lambda _: 1 << 62)
+    one_run(host, WATCH)
+    assert (here.folder / "data").stat() == before
+
+
+def test_a_pull_after_a_kill_before_the_second_name_is_a_pull(discarded: Driven) -> None:
+    here, data = discarded, discarded.folder / "data"
+    data.unlink()
+    with here.ledger(place.boot(Host(str(here.path)))) as ledger:
+        ledger.mark(0, ledger.layer.size)
+        ledger.make_durable(())
+    data.write_bytes(here.content())
+    assert not judge(here.path, here.digest)
+    assert data.exists()
 
 
 @pytest.mark.slow("as a repair, by the same transfer")

@@ -253,9 +253,11 @@ class Download:
     registry: int | None = None
     doubted_length: str = ""  #: why a length that somebody has given for it is not believed
     unreadable: str | None = None  #: why something of it could not be read at all
-    #: One of ours: a server had finished it, and has removed the blob; and its hash is wrong.
+    #: One of ours: a server had finished it, and has removed the blob. As it is left, its hash is
+    #: wrong, or nobody knows whether it was removed because of a mismatch.
     by_server: bool = False
     discarded: bool = False
+    may_be_right: bool = False
 
     entries: tuple[Entry, ...] = field(init=False, repr=False, compare=False)  #: the data first
 
@@ -286,12 +288,6 @@ class Download:
         if data is None or data.size != self.total:
             return False
         return data.sha256 not in (None, self.digest.lower())
-
-    @property
-    def may_be_right(self) -> bool:
-        """Whether a server has removed it, and nobody knows whether because of a mismatch."""
-        whole = ((0, self.total),)
-        return self.by_server and not self.discarded and self.trust.trusted == whole
 
     @property
     def is_useless(self) -> bool:

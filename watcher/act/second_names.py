@@ -61,12 +61,12 @@ def judge(host: Host, digest: str) -> bool:
             if found is None or before is None or _state(folder) != before:
                 return False
             kept = transfers.kept(folder, digest, before[2])
-            if kept.finished and found == digest.lower():
+            if kept.is_left and found == digest.lower():
                 transfers.drop(ours, digest)
-            elif kept.finished:
+            elif kept.is_left:
                 told = transfers.encoded(digest, kept._replace(is_wrong=True))
                 fs.save(transfers.LEDGER, folder, told)
-            return kept.finished
+            return kept.is_left
     return False
 
 
@@ -135,8 +135,8 @@ def _drop(ours: int, digest: str, blobs: int) -> None:
 
 
 def _is_kept(folder: int, digest: str) -> bool:
-    """Whether it was one, and the server has removed the blob."""
+    """Whether it was one, and the server has removed the blob, and nobody has gone on with it."""
     data = scan.look(transfers.DATA, folder)
     with contextlib.suppress(ValueError):
-        return data is not None and transfers.kept(folder, digest, data.size).finished
+        return data is not None and transfers.kept(folder, digest, data.size).is_left
     return False

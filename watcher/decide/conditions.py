@@ -113,8 +113,8 @@ def _rest_and_all(download: Download) -> int | None:
 
 
 def _untrusted(download: Download) -> int | None:
-    if download.total is None or download.by_server:  # of that nobody knows yet what is wrong
-        return None
+    if download.total is None or download.discarded or download.may_be_right:
+        return None  # nobody knows yet what of it is wrong
     return download.total - ranges.size(download.trust.trusted)
 
 

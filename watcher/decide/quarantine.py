@@ -60,7 +60,7 @@ def fetched(evidence: Evidence, rules: Rules) -> Iterator[model.Planned]:
             yield unknown.refusal(odd.digest, ActionKind.FETCH_CHUNKS, odd.models)
             continue
         ours = [each for each in evidence.downloads if each.digest == odd.digest and each.ours]
-        is_left = any(each.by_server for each in ours)
+        is_left = any(each.discarded or each.may_be_right for each in ours)
         here = sum(ranges.size(each.trust.trusted) for each in ours)
         left = odd.wanted - (0 if is_left else here)
         wrong = min(left, ranges.size(ranges.within(odd.wrong, 0, odd.wanted)))
@@ -80,7 +80,7 @@ def fetched(evidence: Evidence, rules: Rules) -> Iterator[model.Planned]:
         yield Action(
             ActionKind.FETCH_CHUNKS,
             odd.digest,
-            _DISCARDED if is_left else because,
+            _DISCARDED if any(each.by_server for each in ours) else because,
             found,
             sum(each.freed for each in found) if goes else 0,
             models=odd.models,

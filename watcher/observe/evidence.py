@@ -353,7 +353,8 @@ class _Reader:
         lengths = {"transfer": kept.total, "manifest": self.named_size, "registry": heard}
         by, total = next(((by, size) for by, size in lengths.items() if size), (None, None))
         faults = (f"its ledger is damaged: {found.fault}",) if found.fault else ()
-        if kept.finished and not kept.is_wrong:
+        is_unjudged = kept.is_left and not kept.is_wrong
+        if is_unjudged:
             faults = ("the server finished it, and removed it; its hash is not known",)
         record = self.around.memory.downloads.get(f"{self.digest}{OURS}")
         is_it = record and found.data and record.is_of(*found.data.identity, found.born_ns)
@@ -371,7 +372,8 @@ class _Reader:
             holders=(found.holder,) if found.holder else (),
             unreadable=found.unreadable or None,
             by_server=kept.finished,
-            discarded=kept.finished and kept.is_wrong,
+            discarded=kept.is_left and kept.is_wrong,
+            may_be_right=is_unjudged and arrived == ((0, total),),
         )
 
     def _base(

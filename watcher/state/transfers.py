@@ -47,6 +47,11 @@ class Kept(NamedTuple):
     finished: bool = False  #: the data is a blob of the server's, which no hash has proven
     proven: Ranges = ()  #: as the sums of its chunks say
 
+    @property
+    def is_left(self) -> bool:
+        """Whether the data is as a server has left it: no transfer of ours has gone on with it."""
+        return self.finished and ranges.size(self.taken) == self.total
+
 
 def kept(folder: int, digest: str, size: int) -> Kept:
     """What the ledger says of a data file of `size` bytes.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 
 from rich.filesize import decimal
 
@@ -203,6 +203,8 @@ class Engine:
             self._emit(fetch.progress())
         if not fetch.proof.chunks and (made := found.sums()):
             self._store.keep_sums(fetch.layer, made)
+        while fetch.ledger.taken and not await self._written(fetch.believe):
+            await self._wait_for_room(fetch.layer)
         while not self._is_last() and not await self._sync(fetch):
             await self._wait_for_room(fetch.layer)
 
@@ -293,10 +295,18 @@ class Engine:
         Raises TransferError.
         """
         try:
-            await fetch.sync()
+            return await self._written(fetch.sync)
         except LostError as error:
             fetch.ledger.lose()
             raise disk_error(error) from None
+
+    @staticmethod
+    async def _written(write: Callable[[], Awaitable[None]]) -> bool:
+        """The same of whatever else is written. Raises LostError, too."""
+        try:
+            await write()
+        except LostError:
+            raise
         except OSError as error:
             if error.errno not in FULL:
                 raise disk_error(error) from None

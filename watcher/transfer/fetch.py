@@ -73,6 +73,11 @@ class Fetch:
         self.rest = ranges.difference(self.rest, doubted)
         self._bell.ring()
 
+    async def believe(self) -> None:
+        """The whole is right. Raises OSError where that can't be kept."""
+        async with self._sync_turn:
+            self.ledger.believe()
+
     # ------------------------------------------------------------ syncing
 
     @property

@@ -114,7 +114,8 @@ class Ledger:
         # A layer may have had another size by an earlier manifest.
         within = (ranges.within(each, 0, self.layer.size) for each in whole)
         self.arrived, self.durable, self.taken, self.mirrored = within
-        self._is_finished = kept.finished
+        # Without data it was to be a second name, and never became one.
+        self._is_finished = kept.finished and size > 0
         #: As the sums of their chunks say, for whoever looks: nothing rests on it.
         self.proven = ranges.intersection(kept.proven, self.arrived)
         if self.lost:
@@ -214,6 +215,15 @@ class Ledger:
         self.taken = ()
         self._save()
         self._begin_log()
+
+    def believe(self) -> None:
+        """All is there, and its hash is right: nothing of it is doubted, nor anybody's but ours."""
+        before, self.taken = self.taken, ()
+        try:
+            self._save()
+        except OSError:
+            self.taken = before
+            raise
 
     def note_wrong(self) -> None:
         """All is there, came from the registry, and its hash is wrong: it stays as it is."""
