@@ -15,14 +15,7 @@ from watcher.state import event_log
 from watcher.system import advice
 from watcher.web.looks import Document, Looks
 
-_DOWNLOADS, _FINDINGS, _USES, _FILES, _EVENTS, _KEPT = (
-    50,
-    25,
-    25,
-    10,
-    25,
-    25,
-)  #: so many of each are listed
+_DOWNLOADS, _FILES, _MOST = 50, 10, 25  #: so many are listed; the last one of all else
 #: Where something stands in the page.
 _PLACES = (
     *("store", "asof", "around", "verdict", "downloads", "findings", "queue", "quarantine"),
@@ -30,7 +23,11 @@ _PLACES = (
 )
 #: How good the news is, by the worst finding.
 _TONES = {"error": "bad", "warning": "warning"}
-_EVENT_TONES = {each.value: each.tone.name.lower() for each in event_log.EventType}
+_EVENT_TONES = {
+    each.value: each.tone.name.lower()
+    for each in event_log.EventType
+    if each.tone is not event_log.Tone.PLAIN
+}
 
 
 def of(looks: Looks) -> dict[str, str]:
@@ -84,9 +81,9 @@ def _findings(findings: list[Document]) -> Iterator[str]:
     others = [each for each in findings if not each["kind"].startswith("download_")]
     shown = [each for each in others if each["severity"] != "info"]
     notices = len(others) - len(shown)
-    for each in shown[:_FINDINGS]:
+    for each in shown[:_MOST]:
         yield _sentence(f"{each['message']}.", each["command"])
-    yield _more(len(shown) - _FINDINGS)
+    yield _more(len(shown) - _MOST)
     if notices or not shown:
         yield f"<p>{count(notices, 'notice')}.</p>" if notices else "<p>None.</p>"
 
@@ -145,10 +142,10 @@ def _space(df: Document) -> Iterator[str]:
     )
     yield f"<p>{_text(total)} on disk, {_text(free)} free.</p>"
     rows = (
-        (_name(each["words"]), _size(each["sizes"]["allocated_bytes"])) for each in uses[:_USES]
+        (_name(each["words"]), _size(each["sizes"]["allocated_bytes"])) for each in uses[:_MOST]
     )
     yield _table(("what", "on disk"), rows)
-    yield _more(len(uses) - _USES)
+    yield _more(len(uses) - _MOST)
 
 
 def _events(lines: bytes) -> Iterator[str]:
@@ -158,9 +155,9 @@ def _events(lines: bytes) -> Iterator[str]:
         return
     yield _list(
         f"{_when(event_log.rfc3339(each.at))} {_text(each.event_type)}: {_name(each.message)}"
-        for each in reversed(found[-_EVENTS:])
+        for each in reversed(found[-_MOST:])
     )
-    yield _more(len(found) - _EVENTS)
+    yield _more(len(found) - _MOST)
 
 
 def _queue(queue: Document) -> Iterator[str]:
@@ -176,10 +173,10 @@ def _queue(queue: Document) -> Iterator[str]:
             _text(each["state"]),
             _when(each["done_by"]) if each["done_by"] else "",
         )
-        for each in queue["items"][:_KEPT]
+        for each in queue["items"][:_MOST]
     )
     yield _table(("#", "model", "state", "done by"), rows)
-    yield _more(len(queue["items"]) - _KEPT)
+    yield _more(len(queue["items"]) - _MOST)
 
 
 def _quarantine(quarantine: Document) -> Iterator[str]:
@@ -193,10 +190,10 @@ def _quarantine(quarantine: Document) -> Iterator[str]:
             _size(each["size_bytes"]),
             "yes" if each["replaced"] else "no",
         )
-        for each in kept[:_KEPT]
+        for each in kept[:_MOST]
     )
     yield _table(("label", "size", "replaced by a valid blob"), rows)
-    yield _more(len(kept) - _KEPT)
+    yield _more(len(kept) - _MOST)
 
 
 # ---------------------------------------------------------------- pieces
