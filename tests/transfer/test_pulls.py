@@ -185,6 +185,21 @@ def test_an_answer_without_words_ends_with_its_number(
     assert not any(" answers 404:" in each for each in told)
 
 
+def test_what_a_kill_left_without_bytes_goes_where_all_is_there(
+    server: Server, registry: Registry, store: Path
+) -> None:
+    """As one that comes between the manifest and the end."""
+    model = add(registry, server, MB)
+    assert drive(here(server), model).end.cause is None
+    above = store / ".ollama-watch" / "transfers"
+    left = above / model.digests[0].removeprefix("sha256:")
+    left.mkdir()
+    (left / "arrived").touch()
+    seen = drive(here(server), model)
+    assert (seen.end.cause, seen.notes[-1]) == (None, "up to date")
+    assert not list(above.iterdir())
+
+
 @pytest.mark.usefixtures("store")
 def test_the_manifest_is_asked_for_at_the_beginning_and_at_the_end(
     server: Server, registry: Registry

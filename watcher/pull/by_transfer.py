@@ -125,6 +125,9 @@ class ByTransfer:
             if opened is not None:
                 registry_cache.keep(opened, account.name, raw, "", time.time())
         if (yield from before.take_up(account, raw, self._sizes)):
+            with account.opened() as opened:
+                if opened is not None:
+                    transfers.tidy(opened, 0.0)  # a kill may have left folders without bytes
             return End()
         partials, ended = yield from self._taken_over()
         if self._cancelled():
