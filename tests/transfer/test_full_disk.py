@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import needs_root
-from watcher.demo.registry import Registry
+from watcher.demo.registry import Fault, Registry
 from watcher.model import MIB
 from watcher.state import fs
 from watcher.state.transfers import LEDGER
+from watcher.transfer import engine
 from watcher.transfer import values as transfer
 from watcher.transfer.store import Store
 from watcher.transfer.values import Cause
@@ -123,3 +124,22 @@ def test_bytes_for_which_there_is_no_room_all_the_same_are_fetched_when_there_is
     monkeypatch.setattr(fs, "write_at", full)
     here.pull(with_options(tries=2, connections=2))
     assert any("No space left" in wait.reason for wait in here.waits())
+
+
+def test_wrong_bytes_are_fetched_anew_once_there_is_room_to_note_that(
+    here: Here, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "_ROOM_SECONDS", 0.01)
+    here.registry.add_fault(Fault("flip", begin=2 * MIB, after=1000, times=1))
+    real, tries = fs.save, [0]
+
+    def full(name: str, parent: int, data: bytes, *, durable: bool = True) -> None:
+        if name == LEDGER and tries[0] < 3 and "checksum mismatch" in here.notices():
+            tries[0] += 1
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(name, parent, data, durable=durable)
+
+    monkeypatch.setattr(fs, "save", full)
+    here.pull()
+    assert tries[0] == 3
+    assert here.served == 2 * here.size + 1

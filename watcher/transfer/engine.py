@@ -199,7 +199,7 @@ class Engine:
                 self._registry.distrust(fetch.layer)
             self._emit(fetch.progress())  # before and after, so that all of it counts as lost
             for _, each in doubted:
-                await fetch.forget(each)
+                await self._forget(fetch, each)
             self._emit(fetch.progress())
         if not fetch.proof.chunks and (made := found.sums()):
             self._store.keep_sums(fetch.layer, made)
@@ -271,7 +271,17 @@ class Engine:
         self._emit(Noticed(digest, f"{where}: downloading them again"))
         if ranges.within(fetch.ledger.mirrored, chunk.start, chunk.end):
             self._registry.distrust(fetch.layer)
-        await fetch.forget(((chunk.start, chunk.end),))
+        await self._forget(fetch, ((chunk.start, chunk.end),))
+
+    async def _forget(self, fetch: Fetch, doubted: Ranges) -> None:
+        """Fetch bytes anew, once there is room to write that down."""
+        while True:
+            try:
+                return await fetch.forget(doubted)
+            except OSError as error:
+                if error.errno not in FULL:
+                    raise
+                await self._wait_for_room(fetch.layer)
 
     def _drop_sums(self, fetch: Fetch) -> None:
         text = "the sums of its chunks belong to other data, and are ignored"
