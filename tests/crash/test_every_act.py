@@ -247,6 +247,8 @@ def test_broken_at_any_call_a_blob_has_its_damaged_file_or_the_right_one(
         ), where
         assert trial.run(store).code == 0, where
         assert blob.read_bytes() == layer.content, where
+        told = (store.ours / "logs/events.jsonl").read_text()
+        assert found == damaged or "every file is back in its place" not in told, where
         assert not list(data.parent.glob("*/data")), where
         (aside,) = (store.ours / "quarantine").iterdir()
         assert aside.read_bytes() == damaged, where

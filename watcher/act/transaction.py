@@ -665,7 +665,7 @@ def _exchange(host: Host, blobs: int, folder: int, change: Change) -> None:
 
 
 def _set_aside(work: _Work, folder: int) -> bool:
-    """Put the damaged blob of an exchange aside, if that has come about; whether it has.
+    """Put the damaged blob of an exchange aside, if that has come about; whether it ever has.
 
     `folder`: of the transfer that it was exchanged with. Where names can't be exchanged at once, a
     kill can leave it under a name of its own, and its place empty: there it gets its place again.
@@ -678,10 +678,11 @@ def _set_aside(work: _Work, folder: int) -> bool:
                 fs.move(left, folder, name, work.blobs)
             else:
                 fs.move(left, folder, name, work.out, private=True)
-    aside = os.listdir(work.out)
-    _to_quarantine(work, aside)
+    _to_quarantine(work, os.listdir(work.out))
+    there = scan.look(name, work.blobs)
+    is_done = there is not None and not work.intent.is_file(there, name)
     _forget(work)
-    return bool(aside)
+    return is_done
 
 
 def _check_free(host: Host, entry: Entry) -> None:
