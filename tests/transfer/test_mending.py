@@ -21,7 +21,7 @@ from tests.support.servers import sidecar
 from watcher.config import Settings
 from watcher.decide import modes
 from watcher.demo.registry import Fault, Manners, Registry
-from watcher.model import HOUR, MIB, ActionKind, Ranges, Result
+from watcher.model import HOUR, MIB, Action, ActionKind, Entry, Ranges, RefusalKind, Result
 from watcher.observe.host import Host
 from watcher.reconcile import Reconciler, Report
 from watcher.state import fs, sums, transfers
@@ -106,11 +106,17 @@ def rotten(here: Here, monkeypatch: pytest.MonkeyPatch) -> Ranges:
     return ((low, high),)
 
 
-def repaired(here: Here) -> Report:
-    """What a repair that fetches comes to in this process."""
-    host, settings = Host(str(here.path)), Settings(writers_visible=True)
+def repaired(here: Here, meanwhile: Callable[[], None] = lambda: None, **more: Any) -> Report:
+    """What a repair that fetches comes to in this process; `meanwhile`: once it has fetched."""
+    host, settings = Host(str(here.path)), Settings(writers_visible=True, **more)
     mender = Mender(host, settings)
-    host = replace(host, fetch=mender.fetch, sums=mender.sums)
+
+    def fetch(action: Action) -> Entry:
+        found = mender.fetch(action)
+        meanwhile()
+        return found
+
+    host = replace(host, fetch=fetch, sums=mender.sums)
     return Reconciler(host, settings).reconcile(modes.REPAIR._replace(fetch=True))
 
 
@@ -332,6 +338,47 @@ def test_what_the_quarantine_has_no_room_for_is_dropped(here: Here) -> None:
     verify(here)
     document(here, *FETCH, OLLAMA_WATCH_QUARANTINE_MAX_SIZE="1MB")
     assert not kept(here)
+    check_right(here)
+
+
+def test_what_was_to_be_kept_is_not_dropped_unsaid(here: Here) -> None:
+    """Something else goes to quarantine while it is fetched, and takes its room."""
+    flip(here, 3)
+    verify(here)
+    other = here.path / ".ollama-watch/quarantine" / f"00000009-sha256-{'0' * 64}"
+
+    def meanwhile() -> None:
+        other.parent.mkdir()
+        other.write_bytes(b"x" * CHUNK)
+
+    damaged = here.blob.read_bytes()
+    (*_, refused) = repaired(here, meanwhile, quarantine_max_bytes=SIZE + MIB).outcomes
+    assert (refused.action.kind, refused.result) == (ActionKind.FETCH_CHUNKS, Result.REFUSED)
+    assert here.blob.read_bytes() == damaged
+    repaired(here, quarantine_max_bytes=SIZE + MIB)
+    assert kept(here) == [other]
+    check_right(here)
+
+
+def test_a_layer_that_the_server_downloads_meanwhile_gets_its_name_later(here: Here) -> None:
+    """The server would replace the right file by its own, and remove that if it is wrong."""
+    here.blob.unlink()
+    partial = here.blob.with_name(f"{here.blob.name}-partial")
+    with contextlib.ExitStack() as pull:
+
+        def begun() -> None:
+            file = pull.enter_context(partial.open("wb"))
+            server = pull.enter_context(subprocess.Popen(["sleep", "600"], stdout=file))
+            pull.callback(server.kill)
+
+        (*_, refused) = repaired(here, begun).outcomes
+        assert (refused.action.kind, refused.result) == (ActionKind.FETCH_CHUNKS, Result.REFUSED)
+        assert refused.refusal is not None
+        assert refused.refusal.kind is RefusalKind.LIVE
+        assert not here.blob.exists()
+    partial.unlink()
+    repaired(here)
+    assert here.served <= SIZE + 1
     check_right(here)
 
 

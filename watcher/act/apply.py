@@ -128,7 +128,9 @@ def _essence(action: Action, *, loose: bool) -> tuple[object, ...]:
         (each.name, () if loose else each.identity, each.size, each.mtime_ns)
         for each in action.expects
     )
-    return action.kind, action.subject, files, action.parts
+    # What was to be kept is not dropped unsaid, since its room is taken by now.
+    dropped = tuple(each.name for each in action.surplus)
+    return action.kind, action.subject, files, action.parts, dropped
 
 
 class _Batch(NamedTuple):

@@ -41,7 +41,7 @@ def _steps(diagnosed: tuple[Diagnosed, ...], evidence: Evidence, rules: Rules) -
         yield from repairing.all_blobs(evidence)
     if mode.repair:
         yield from quarantine.damaged_blobs(evidence, rules)
-        yield from quarantine.fetched(evidence, rules)
+        yield from quarantine.fetched(diagnosed, evidence, rules)
     if mode.refresh:
         yield from repairing.refresh(diagnosed, evidence, rules)
     yield from quarantine.steps(evidence, rules)

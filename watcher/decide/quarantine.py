@@ -6,7 +6,7 @@ from rich.filesize import decimal
 
 from watcher import model
 from watcher.decide import blob_findings, findings, safety
-from watcher.model import Action, ActionKind, Evidence, Kept, OddBlob, RefusalKind, Rules
+from watcher.model import Action, ActionKind, Diagnosed, Evidence, Kept, OddBlob, RefusalKind, Rules
 from watcher.ollama import names, ranges
 from watcher.system import advice
 
@@ -46,7 +46,9 @@ def damaged_blobs(evidence: Evidence, rules: Rules) -> Iterator[model.Planned]:
         )
 
 
-def fetched(evidence: Evidence, rules: Rules) -> Iterator[model.Planned]:
+def fetched(
+    diagnosed: tuple[Diagnosed, ...], evidence: Evidence, rules: Rules
+) -> Iterator[model.Planned]:
     """What replaces damaged and missing blobs by right ones, as far as it is known by now."""
     room = rules.settings.quarantine_max_bytes - _size(evidence)
     odd_ones = (*evidence.census.odd, *_discarded(evidence)) if rules.mode.fetch else ()
@@ -64,7 +66,7 @@ def fetched(evidence: Evidence, rules: Rules) -> Iterator[model.Planned]:
         here = sum(ranges.size(each.trust.trusted) for each in ours)
         left = odd.wanted - (0 if is_left else here)
         wrong = min(left, ranges.size(ranges.within(odd.wrong, 0, odd.wanted)))
-        why = safety.store_forbids(evidence)
+        why = safety.store_forbids(evidence) or safety.pulled(odd.digest, diagnosed, evidence)
         if why is None and odd.wanted - here > evidence.place.free_bytes:
             free = decimal(evidence.place.free_bytes)
             reason = f"it needs {decimal(odd.wanted - here)}, and the disk has only {free} free"

@@ -54,6 +54,23 @@ def action(
     )
 
 
+def is_pulled(diagnosed: Diagnosed, evidence: Evidence) -> bool:
+    """Whether a server is at a download: somebody has it open, or may have unseen."""
+    download, is_unseen = diagnosed.download, evidence.view.visibility is Visibility.PARTIAL
+    is_live = is_unseen and diagnosed.condition is model.Condition.LIVE
+    return not download.ours and (bool(download.writers) or is_live)
+
+
+def pulled(digest: str, diagnosed: tuple[Diagnosed, ...], evidence: Evidence) -> Why | None:
+    """Why no file of ours may get a layer's name now: a server would replace it by its own.
+
+    If that is wrong, it removes it, and the right one would be gone.
+    """
+    if any(each.digest == digest and is_pulled(each, evidence) for each in diagnosed):
+        return Why(RefusalKind.LIVE, "the server downloads it", "wait until it ends")
+    return None
+
+
 def alone(evidence: Evidence) -> bool:
     """Whether no process of Ollama's runs, and none can be unseen."""
     seen = evidence.view.visibility is Visibility.FULL

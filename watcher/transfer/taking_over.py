@@ -10,18 +10,16 @@ import contextlib
 from collections.abc import Generator, Mapping, Sequence, Set
 
 from watcher.config import Settings
-from watcher.decide import modes, repairing
+from watcher.decide import modes, repairing, safety
 from watcher.decide.safety import Why
 from watcher.errors import WatchError
 from watcher.model import (
-    Condition,
     Diagnosed,
     Kind,
     Plan,
     RefusalKind,
     Result,
     Scope,
-    Visibility,
 )
 from watcher.observe.blobs import look_at_quarantine
 from watcher.observe.host import Host
@@ -109,13 +107,7 @@ def live(seen: Report | None) -> list[Diagnosed]:
     """The downloads that a server is at: somebody has them open, or may have unseen."""
     if seen is None:
         return []
-    is_unseen = seen.evidence.view.visibility is Visibility.PARTIAL
-    return [
-        each
-        for each in seen.diagnosis.diagnosed
-        if not each.download.ours
-        and (each.download.writers or (is_unseen and each.condition is Condition.LIVE))
-    ]
+    return [x for x in seen.diagnosis.diagnosed if safety.is_pulled(x, seen.evidence)]
 
 
 def partials(seen: Report | None) -> tuple[Partial, ...]:
