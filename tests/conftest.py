@@ -24,7 +24,7 @@ from watcher.demo.registry import Registry
 from .support import commands
 from .support.loaded import load_all
 from .support.notation import Store
-from .support.servers import EngineServer, RealServer
+from .support.servers import EngineServer, RealServer, wait_until
 from .support.workers import pytest_cmdline_main as pytest_cmdline_main
 from .support.workers import pytest_collection as pytest_collection
 from .support.workers import pytest_collection_finish as pytest_collection_finish
@@ -45,6 +45,7 @@ os.environ["PATH"] = os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/
 IS_ROOT = os.geteuid() == 0
 needs_root = pytest.mark.skipif(not IS_ROOT, reason="needs root")
 NOBODY = 65534
+ENOUGH_MEMORY = 6 << 30
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -96,6 +97,24 @@ def _nobodys_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[N
     before = psutil.PROCFS_PATH
     yield
     psutil.PROCFS_PATH = before
+
+
+@pytest.fixture
+def in_memory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder in memory, if there is much of it: the `tmp_path` of tests that write much.
+
+    Not of those in which the file system plays a part: theirs is one that stores are on.
+    """
+    memory = Path("/dev/shm")
+    much = memory.is_dir() and shutil.disk_usage(memory).free >= ENOUGH_MEMORY
+    path = Path(tempfile.mkdtemp(dir=memory if much else tmp_path_factory.getbasetemp()))
+    yield path
+
+    def gone() -> bool:
+        shutil.rmtree(path, ignore_errors=True)  # a process that ends may still write
+        return not path.exists()
+
+    wait_until(gone, "the end of all that writes there")
 
 
 @pytest.fixture
@@ -170,7 +189,7 @@ def open_parents(path: Path) -> None:
     """Let others pass through to a folder of pytest's, and nothing more."""
     for each in (path, *path.parents):
         status = each.stat()
-        if each == Path(tempfile.gettempdir()) or status.st_uid != os.geteuid():
+        if each in (Path(tempfile.gettempdir()), Path("/dev/shm")) or status.st_uid != os.geteuid():
             break
         each.chmod(status.st_mode | 0o011)
 

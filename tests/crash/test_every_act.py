@@ -40,6 +40,11 @@ READ_ONLY = {"how": "EROFS", "lasting": True}
 WAYS = (KILL, EIO, HALF, {"how": "ENOSPC"}, KILL, {"how": "EACCES"}, HALF, READ_ONLY)
 
 
+@pytest.fixture
+def tmp_path(in_memory: Path) -> Path:
+    return in_memory
+
+
 @pytest.fixture(scope="module")
 def registry() -> Iterator[Registry]:
     with Registry() as served:

@@ -215,6 +215,11 @@ def give_away(folder: Path, owner: int) -> None:
         os.chown(path, owner, owner, follow_symlinks=False)
 
 
+@pytest.fixture
+def tmp_path(in_memory: Path) -> Path:
+    return in_memory
+
+
 @pytest.fixture(params=SCENES)
 def trial(request: pytest.FixtureRequest, tmp_path: Path, driver: Driver) -> Trial:
     return Trial(tmp_path, driver, request.param)

@@ -217,6 +217,11 @@ def stopped(scene: Scene, at: int) -> Iterator[None]:
     assert os.waitstatus_to_exitcode(status) == 0, f"after call {at}"
 
 
+@pytest.fixture
+def tmp_path(in_memory: Path) -> Path:
+    return in_memory
+
+
 @pytest.fixture(params=SERVERS)
 def kind(request: pytest.FixtureRequest) -> type[Server]:
     """Which server."""

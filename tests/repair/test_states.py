@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -25,6 +26,11 @@ CASES = [
     *(("prepare", name) for name in STATES if name in PREPARED),
     *(pytest.param("prepare", name, marks=ALIKE) for name in STATES if name not in PREPARED),
 ]
+
+
+@pytest.fixture
+def tmp_path(in_memory: Path) -> Path:
+    return in_memory
 
 
 @pytest.fixture(scope="module")
