@@ -131,8 +131,8 @@ def test_what_the_disk_can_not_give_back_costs_its_chunk_or_itself(
     assert finding.wrong == rotten
     (*_, done) = repaired(here).outcomes
     assert (done.action.kind, done.result) == (ActionKind.FETCH_CHUNKS, Result.DONE)
-    # By sums, what is copied in one go with it comes again, too.
-    assert here.served <= (sums.CHUNK if has_sums else 3 * 4096) + 1
+    assert done.action.fetches == 3 * 4096
+    assert here.served <= done.action.fetches + 1
     check_right(here)
 
 
@@ -284,6 +284,19 @@ def test_by_sums_of_ours_a_flipped_byte_costs_a_chunk_of_ours(here: Here) -> Non
     flip(here, SIZE // 2)
     verify(here)
     document(here, *FETCH)
+    assert here.served == sums.CHUNK + 1
+    check_right(here)
+
+
+def test_no_more_is_fetched_than_was_said_whatever_chunks_the_registry_has(here: Here) -> None:
+    """They are larger than those of ours, by which the plan names the bytes."""
+    here.registry.manners = Manners()
+    verify(here)
+    flip(here, SIZE // 2)
+    verify(here)
+    here.registry.manners = Manners(sums="complete", chunk=2 * sums.CHUNK)
+    (*_, done) = document(here, *FETCH)["outcomes"]
+    assert (done["verb"], done["result"]) == ("fetch_chunks", "done")
     assert here.served == sums.CHUNK + 1
     check_right(here)
 

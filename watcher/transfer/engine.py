@@ -126,7 +126,9 @@ class Engine:
         try:
             chunks = await self._sums(ledger.layer)
             if partial := self._partials.get(ledger.layer.digest):
-                await self._take(ledger, partial, all_of_it=bool(chunks))
+                # Where it is known what of a blob is wrong, no more is compared, and fetched.
+                is_measured = partial.is_blob and bool(partial.trusted)
+                await self._take(ledger, partial, all_of_it=bool(chunks) and not is_measured)
             if chunks and ledger.taken:
                 await self._compare(ledger, chunks)
             fetch = Fetch(ledger, self._options, self._connections.bell, chunks)
