@@ -24,6 +24,7 @@ from watcher.demo.registry import Fault, Manners, Registry
 from watcher.model import HOUR, MIB, Action, ActionKind, Entry, Ranges, RefusalKind, Result
 from watcher.observe.host import Host
 from watcher.reconcile import Reconciler, Report
+from watcher.service.scrub import Scrub
 from watcher.state import fs, sums, transfers
 from watcher.transfer.mending import Mender
 
@@ -258,6 +259,21 @@ def test_a_daemon_fetches_where_the_settings_say_so(here: Here, damage: str) -> 
         aside = 2 if damage == "wrong" else 1
         wait_for(lambda: len(kept(here)) == aside and config.exists() and not here.folder.exists())
     assert here.served <= CHUNK + 1
+    check_right(here)
+
+
+def test_a_daemon_fetches_at_the_rate_of_the_settings_as_they_are_by_now(here: Here) -> None:
+    here.blob.unlink()
+    complaints: list[str] = []
+    scrub = Scrub(Host(str(here.path)), complaints.append)
+    slow = Settings(writers_visible=True, fetch=True, rate=100_000)
+    with contextlib.ExitStack() as running:
+        running.callback(scrub.stop)
+        scrub.want(frozenset({here.digest}), slow)
+        wait_for(lambda: here.served > 1)
+        scrub.want(frozenset({here.digest}), replace(slow, rate=0))
+        wait_for(lambda: here.blob.exists() and not here.folder.exists())
+    assert not complaints
     check_right(here)
 
 

@@ -5,12 +5,15 @@ than in its manifest may be cut short; only a hash decides. Registries are asked
 a damaged blob can be downloaded again; if so, it is quarantined, or what is wrong of it is fetched.
 """
 
+from __future__ import annotations
+
 import contextlib
 import os
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import psutil
 
@@ -22,6 +25,9 @@ from watcher.model import HOUR, ActionKind, Plan
 from watcher.observe.host import Host
 from watcher.ollama import names
 from watcher.system.worker import Worker
+
+if TYPE_CHECKING:
+    from watcher.transfer.mending import Mender
 
 #: What is done about a blob in doubt; nobody waits for how much of it is wrong.
 _KINDS = (reconcile.QUESTIONS - {ActionKind.PROVE}) | {
@@ -40,6 +46,7 @@ class Scrub:
         self._worker = Worker("scrub", self._scrub)
         self._host = replace(host, stops=self._worker.is_stopped)
         self._settings = Settings()
+        self._mender: Mender | None = None  #: what fetches, once something is fetched
         self._lock = threading.Lock()
         self._waiting: frozenset[str] = frozenset()
         self._tried: dict[str, float] = {}  #: what was tried, and when; on the monotonic clock
@@ -51,6 +58,8 @@ class Scrub:
             self._tried = {each: at for each, at in self._tried.items() if at > latest}
             self._waiting = digests - self._tried.keys()
             self._settings = settings
+            if self._mender is not None:
+                self._mender.limit.per_second = settings.rate
             is_any = bool(self._waiting)
         if is_any:
             self._worker.wake()
@@ -104,6 +113,7 @@ class Scrub:
             from watcher.transfer.mending import Mender
 
             mode = mode._replace(fetch=True)
-            host = replace(host, fetch=Mender(host, settings).fetch)
+            self._mender = Mender(host, settings)
+            host = replace(host, fetch=self._mender.fetch)
         with contextlib.suppress(EndedError):
             reconcile.Reconciler(host, settings).reconcile(mode, approve=approve)

@@ -28,12 +28,16 @@ _TICK_SECONDS = 0.2
 
 
 class Mender:
-    """Fetches for one store. `show` takes a line for people now and then."""
+    """Fetches for one store. `show` takes a line for people now and then.
+
+    `limit` may be changed while it runs.
+    """
 
     def __init__(
         self, host: Host, settings: Settings, show: Callable[[str], None] = lambda _: None
     ) -> None:
         self._host, self._settings, self._show = host, settings, show
+        self.limit = Limit(settings.rate)
 
     def fetch(self, action: Action) -> Entry:
         """Have a blob beside the damaged one, with its right hash; its file.
@@ -121,7 +125,7 @@ class Mender:
     def _options(self) -> values.Options:
         return values.Options(
             connections=self._settings.connections,
-            limit=Limit(self._settings.rate),
+            limit=self.limit,
             reserve=transfers.reserve(os.statvfs(self._host.store)),
         )
 
