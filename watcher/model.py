@@ -258,6 +258,8 @@ class Download:
     by_server: bool = False
     discarded: bool = False
     may_be_right: bool = False
+    #: One of ours: what of it a hash may yet find wrong, since the registry has not sent it.
+    doubted: Ranges = ()
 
     entries: tuple[Entry, ...] = field(init=False, repr=False, compare=False)  #: the data first
 

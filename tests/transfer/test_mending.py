@@ -340,6 +340,21 @@ def test_of_a_short_blob_its_end_is_fetched(here: Here, has_sums: bool) -> None:
     check_right(here)
 
 
+def test_what_was_copied_and_not_proven_is_fetched_at_most(here: Here) -> None:
+    """A repair was stopped after it had copied what is there of a short blob."""
+    here.registry.manners = Manners()
+    os.truncate(here.blob, SIZE - CHUNK)
+    flip(here, 3)
+    with here.ledger() as ledger, here.blob.open("rb") as blob:
+        assert sum(ledger.take(blob.fileno(), ((0, SIZE - CHUNK),))) == SIZE - CHUNK
+        ledger.make_durable(ledger.arrived)
+    verify(here)
+    (*_, done) = document(here, *FETCH)["outcomes"]
+    assert (done["result"], here.served) == ("done", SIZE + 1)
+    assert f"at most {decimal(SIZE)}" in done["message"]
+    check_right(here)
+
+
 def _long(blob: Path) -> None:
     with blob.open("ab") as file:
         file.write(b"more")

@@ -62,9 +62,9 @@ def fetched(
             yield unknown.refusal(odd.digest, ActionKind.FETCH_CHUNKS, odd.models)
             continue
         ours = [each for each in evidence.downloads if each.digest == odd.digest and each.ours]
-        is_left = any(each.discarded or each.may_be_right for each in ours)
         here = sum(ranges.size(each.trust.trusted) for each in ours)
-        left = odd.wanted - (0 if is_left else here)
+        sure = (ranges.difference(each.trust.trusted, each.doubted) for each in ours)
+        left = odd.wanted - sum(map(ranges.size, sure))
         wrong = min(left, ranges.size(ranges.within(odd.wrong, 0, odd.wanted)))
         why = safety.store_forbids(evidence) or safety.pulled(odd.digest, diagnosed, evidence)
         if why is None and odd.wanted - here > evidence.place.free_bytes:
