@@ -194,6 +194,19 @@ def test_a_disk_that_is_as_full_as_it_may_be_keeps_none(
         assert not here.is_kept
 
 
+def test_a_full_disk_takes_none_from_a_pull_of_ours(
+    here: Here, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It keeps its file by one while a server downloads the same layer, and may replace that."""
+    beside(here)
+    (here.folder / "ledger").write_bytes(
+        transfers.encoded(here.digest, transfers.Kept(SIZE, ((0, SIZE),)))
+    )
+    monkeypatch.setattr(transfers, "reserve", lambda _: 1 << 62)
+    here.run()
+    assert here.is_kept
+
+
 @pytest.mark.parametrize("left", [["data"], ["data", "ledger"], ["data", "arrived"], ["ledger"]])
 def test_what_a_power_cut_leaves_goes_as_well(here: Here, left: list[str]) -> None:
     for path in here.folder.iterdir():

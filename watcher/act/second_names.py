@@ -102,7 +102,8 @@ def let_go(journal: Journal, known: Memory, seen: Evidence, *, clean: bool) -> M
     with contextlib.suppress(OSError), state_folder.opened(journal.store) as ours:
         is_low = transfers.is_low(ours)
         if is_low:
-            gone |= frozenset(transfers.digests(ours))
+            # A pull of ours keeps its file so, too, while a server downloads the layer.
+            gone |= {digest for digest in transfers.digests(ours) if _is_servers(ours, digest)}
         orphaned = {digest for digest in gone & named if _made_before(begun, ours, digest)}
         if gone:
             with folders.opened_blobs(journal.store) as blobs:
@@ -134,8 +135,14 @@ def _drop(ours: int, digest: str, blobs: int) -> None:
             transfers.drop(ours, digest)
 
 
+def _is_servers(ours: int, digest: str) -> bool:
+    with contextlib.suppress(OSError), transfers.opened(ours, digest) as folder:
+        return _is_kept(folder, digest)
+    return False
+
+
 def _is_kept(folder: int, digest: str) -> bool:
-    """Whether it was one, and the server has removed the blob, and nobody has gone on with it."""
+    """Whether the data is a server's, with or without the blob, and nobody has gone on with it."""
     data = scan.look(transfers.DATA, folder)
     with contextlib.suppress(ValueError):
         return data is not None and transfers.kept(folder, digest, data.size).is_left
