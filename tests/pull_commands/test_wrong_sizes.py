@@ -74,7 +74,7 @@ def test_the_publishers_fault_is_named_once_it_is_known(
     assert audit(store)["findings"] == []
 
 
-@pytest.mark.parametrize("size", [SIZE - 1, SIZE + 1, 1 << 45])
+@pytest.mark.parametrize("size", [0, SIZE - 1, SIZE + 1, 1 << 45])
 def test_our_pull_of_it_arrives(
     server: EngineServer, store: Path, registry: Registry, size: int
 ) -> None:

@@ -91,7 +91,9 @@ class ByTransfer:
 
     def after(self, end: End) -> Generator[Update, None, End | None]:
         """None where another attempt may help; a transfer has tried again by itself."""
-        if end.cause is Cause.WRONG_LENGTH and any(map(self._has_other, self._account.missing())):
+        # Of a layer of no bytes, as the manifest says, nobody asks for any.
+        is_of_length = end.cause in (Cause.WRONG_LENGTH, Cause.OTHER_BYTES)
+        if is_of_length and any(map(self._has_other, self._account.missing())):
             return None
         self._mismatches += end.cause is Cause.MISMATCH
         if end.cause is not Cause.MISMATCH or self._mismatches >= MISMATCHES or self._came_twice:
