@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import subprocess
@@ -27,8 +28,16 @@ TAKE = rules(repair=False, clean=False, take_over=True, writers_visible=True)
 MB = 1 << 20
 
 
+@pytest.fixture
+def one_at_a_time(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What one of these tests has the kernel forget it forgets of the others in other workers."""
+    with (tmp_path_factory.getbasetemp().parent / "inodes.lock").open("wb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 @pytest.fixture(params=["vfat", "exfat", "exfat-fuse"])
-def linkless(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
+def linkless(request: pytest.FixtureRequest, tmp_path: Path, one_at_a_time: None) -> Iterator[Path]:
     """A file system on a loop device that has no hard links; by FUSE it is of no known type."""
     kind, _, by_fuse = request.param.partition("-")
     make, mount = shutil.which(f"mkfs.{kind}"), shutil.which("mount.exfat-fuse")
@@ -71,7 +80,7 @@ class Layers:
 
 
 @pytest.fixture
-def layers(tmp_path: Path) -> Iterator[Layers]:
+def layers(tmp_path: Path, one_at_a_time: None) -> Iterator[Layers]:
     """The upper layer in memory: an overlay can't lie on another one."""
     upper = Path(tempfile.mkdtemp(prefix="overlay-", dir="/dev/shm"))
     upper.chmod(0o755)
