@@ -423,6 +423,17 @@ def test_it_is_reported_if_no_scan_came_between_the_download_and_its_end(here: H
     assert not here.run(looks).events
 
 
+def test_what_a_server_discards_is_not_given_back_to_it(discarded: Driven) -> None:
+    """It would discard it once more, and no daemon may be there to keep it."""
+    here = discarded
+    assert judge(here.path, here.digest)
+    done = run(here.path, "repair", "--give-back", "--yes", here.digest[:12])
+    assert done.returncode == 3, done.stdout
+    words = " ".join(done.stdout.split())
+    assert "its hash is wrong: the server would discard it again" in words
+    assert (here.folder / "data").stat().st_size == here.size
+
+
 def test_without_sums_the_plan_names_the_reason_and_the_whole_layer(discarded: Driven) -> None:
     here = discarded
     here.registry.manners = Manners()

@@ -109,7 +109,8 @@ def give_back(diagnosed: Diagnosed, evidence: Evidence) -> model.Planned:
     """What makes a transfer of ours a download that the server resumes."""
     download, kind, total = diagnosed.download, ActionKind.GIVE_BACK, diagnosed.download.total
     trusted = download.trust.trusted
-    why = _not_worth_it(diagnosed) or safety.why_not_give_back(diagnosed, evidence)
+    why = _not_worth_it(diagnosed) or _is_discarded(diagnosed, evidence)
+    why = why or safety.why_not_give_back(diagnosed, evidence)
     why = why or _owner_forbids(download.entries, evidence) or _is_not_servers(download, evidence)
     if why is not None or not total:
         return (why or _UNKNOWN_LENGTH).of_download(diagnosed, kind)
@@ -163,6 +164,15 @@ def _not_worth_it(diagnosed: Diagnosed) -> safety.Why | None:
         case model.Condition.REDUNDANT:
             return safety.Why(RefusalKind.CHANGED, diagnosed.because, "nothing needs to be done")
     return None
+
+
+def _is_discarded(diagnosed: Diagnosed, evidence: Evidence) -> safety.Why | None:
+    """A server that had discarded it would do that again, and then nobody may keep its bytes."""
+    if not diagnosed.download.discarded:
+        return None
+    reason, remedy = "its hash is wrong: the server would discard it again", "repair it instead"
+    command = findings.helps(diagnosed, evidence)
+    return safety.Why(RefusalKind.UNPROVEN, reason, remedy, command=command)
 
 
 def _no_length(diagnosed: Diagnosed, evidence: Evidence) -> safety.Why:
