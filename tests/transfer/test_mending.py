@@ -21,6 +21,7 @@ from tests.support.servers import sidecar
 from watcher.config import Settings
 from watcher.decide import modes
 from watcher.demo.registry import Fault, Manners, Registry
+from watcher.errors import ChangedError
 from watcher.model import HOUR, MIB, Action, ActionKind, Entry, Ranges, RefusalKind, Result
 from watcher.observe.host import Host
 from watcher.reconcile import Reconciler, Report
@@ -453,6 +454,13 @@ def test_a_blob_that_a_process_has_open_stays(here: Here) -> None:
     document(here, *FETCH)
     assert here.served == served, "what was fetched is kept"
     check_right(here)
+
+
+def test_names_that_are_no_models_are_asked_of_nobody(here: Here) -> None:
+    """Such as those in a memory that somebody has edited."""
+    action = Action(ActionKind.FETCH_CHUNKS, here.digest, "", (), models=("../x", "a b"))
+    with pytest.raises(ChangedError, match="no known model has sha256-"):
+        Mender(Host(str(here.path)), Settings()).fetch(action)
 
 
 def test_one_that_its_registry_does_not_give_keeps_no_other_from_being_replaced(

@@ -3,13 +3,12 @@
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import suppress
 from typing import TypeVar
 
 from rich.filesize import decimal
 
 from watcher.config import Settings
-from watcher.errors import ChangedError, EndedError
+from watcher.errors import ChangedError, EndedError, WatchError
 from watcher.model import Action, Entry, Scope
 from watcher.observe import place, scan
 from watcher.observe.host import Host
@@ -67,11 +66,14 @@ class Mender:
 
     def _fetched(self, action: Action) -> Fetched:
         """From the first of its models' registries that has it."""
-        *others, last = _models(action)
-        for model in others:
-            with suppress(TransferError):
+        short = names.short(action.subject)
+        failed: WatchError = ChangedError(f"no known model has {short}", "name its model")
+        for model in _models(action):
+            try:
                 return self._from(action, model)
-        return self._from(action, last)
+            except TransferError as error:
+                failed = error
+        raise failed
 
     def _from(self, action: Action, model: ModelName) -> Fetched:
         order = self._order(action, model, action.needs)
