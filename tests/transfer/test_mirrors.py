@@ -64,7 +64,8 @@ def test_it_gets_no_credentials_of_the_registry(here: Here, mirror: Mirror, plai
 def test_one_that_wants_credentials_is_left_alone(here: Here, mirror: Mirror) -> None:
     mirror.manners = Manners(plain=True, wants="bearer")
     here.pull(mirrors=(mirror.url,))
-    assert len(mirror.asked) == 1
+    assert len(mirror.paths) == len({*mirror.paths}), "layers that are asked for at once, each once"
+    assert here.served == here.size + 1
     assert f"the mirror {mirror.url} is no longer used: " in here.notices()
 
 
