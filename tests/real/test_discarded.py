@@ -102,7 +102,7 @@ def test_a_layer_that_a_killed_server_did_not_hash_is_hashed(here: Here) -> None
     """To the next server's pull the layer is there, and it says success."""
     other = here.model.digests[1]
     here.registry.add_fault(Fault("page", status=200, cut=True, digest=here.digest, times=1))
-    here.registry.hold(other)
+    here.registry.hold(other, after=0)
     pull = here.server.start_pull(here.model.name)
     wait_until(here.second.exists, "the second name")
     here.server.kill()
@@ -119,7 +119,7 @@ def test_a_layer_that_a_killed_server_did_not_hash_is_hashed(here: Here) -> None
 def test_a_daemon_that_was_away_makes_it_and_lets_it_go(here: Here) -> None:
     other = here.model.digests[1]
     here.daemon.kill(signal.SIGKILL)
-    here.registry.hold(other)
+    here.registry.hold(other, after=0)
     pull = here.server.start_pull(here.model.name)
     wait_until(here.blob.exists, "the name of the first layer")
     assert not here.second.exists()
