@@ -259,7 +259,8 @@ def test_a_second_ctrl_c_ends_at_once(
         terminal.process.send_signal(signal.SIGINT)
         time.sleep(0.01)  # two signals that come together are one to the kernel
         terminal.process.send_signal(signal.SIGINT)
-        assert terminal.end(10) == INTERRUPTED
+        # Once Python ends, the second one ends it as the kernel does: 130 to a shell, too.
+        assert terminal.end(10) in (INTERRUPTED, -signal.SIGINT)
 
 
 def test_a_server_that_is_down_is_reported_and_waited_for(

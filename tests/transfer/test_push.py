@@ -53,15 +53,24 @@ def check(full: Here, plain: Plain) -> None:
     assert plain.manifests == {MANIFEST: full.model.manifest}
 
 
+def _seen(full: Here) -> dict[Path, tuple[int, ...]]:
+    """Each file of the store, but for when it was read."""
+    found = {path: path.stat() for path in full.path.rglob("*")}
+    return {
+        path: (each.st_ino, each.st_mode, each.st_size, each.st_mtime_ns, each.st_ctime_ns)
+        for path, each in found.items()
+    }
+
+
 def test_it_sends_everything_once_and_the_manifest_last(full: Here, plain: Plain) -> None:
-    before = {path: path.stat() for path in full.path.rglob("*")}
+    before = _seen(full)
     done = pushed(full, plain)
     check(full, plain)
     assert done.digest == hashlib.sha256(full.model.manifest).hexdigest()
     assert (done.is_new, [is_sent for _, is_sent in done.layers]) == (True, [True, True])
     puts = [path for method, path, _ in plain.asked if method == "PUT"]
     assert puts[-1] == MANIFEST
-    assert {path: path.stat() for path in full.path.rglob("*")} == before
+    assert _seen(full) == before
 
 
 def test_what_is_there_is_not_sent_again(full: Here, plain: Plain) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
@@ -63,5 +64,8 @@ async def in_thread(call: Callable[..., T], *given: Any) -> T:
     try:
         return await asyncio.shield(job)
     except asyncio.CancelledError:
-        await asyncio.gather(job, return_exceptions=True)
+        while not job.done():  # a second cancel must not cut the wait short
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.wait([job])
+        job.exception()
         raise
