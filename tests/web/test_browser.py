@@ -17,7 +17,8 @@ from tests.support.driving import HealthyStore
 from tests.support.pages import Page, served
 from watcher.demo.registry import Layer, Registry
 
-from .test_served import HOSTILE, TOKEN, fill
+from .conftest import HOSTILE
+from .test_served import TOKEN
 
 pytestmark = pytest.mark.skipif(PROGRAM is None, reason="there is no chromium")
 #: Where axe-core is: as npm installs it (https://www.npmjs.com/package/axe-core).
@@ -30,19 +31,6 @@ LIVE = "document.querySelector('#downloads article')?.textContent.includes('in u
 def browser() -> Iterator[Browser]:
     with Browser() as browser:
         yield browser
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> HealthyStore:
-    store = HealthyStore(tmp_path_factory.mktemp("browser") / "models")
-    fill(store)
-    return store
-
-
-@pytest.fixture(scope="module")
-def page(store: HealthyStore) -> Iterator[Page]:
-    with served(store.path) as page:
-        yield page
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,6 @@ import json
 import os
 import shutil
 import socket
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -21,43 +20,11 @@ from tests.support.driving import OLD, HealthyStore
 from tests.support.pages import Page, served
 from tests.support.servers import wait_until
 
-#: As a name of a file, of a process, of a label, and in a line of the log.
-HOSTILE = "<img src=x onerror=alert(1)>\"'&amp;"
+from .conftest import HOSTILE
+
 #: What differs from one look to the next.
 PASSING = {"time", "age_seconds", "quiet_seconds", "free_bytes", "free_inodes", "looked_at", "due"}
 TOKEN = "0123456789abcdef0123"
-
-
-def fill(store: HealthyStore) -> None:
-    """Something of everything that the page shows, with hostile names where names are free."""
-    store.download("a")
-    store.download("b", aged=600)
-    store.text_blob("orphan")
-    store.file(HOSTILE)
-    quarantine = store.ours / "quarantine"
-    quarantine.mkdir(parents=True)
-    (quarantine / f"1-{HOSTILE}").write_text("kept")
-    for folder in (store.ours, quarantine):
-        folder.chmod(0o700)
-    logs = store.ours / "logs"
-    logs.mkdir(mode=0o755)
-    line: dict[str, Any] = dict.fromkeys(("model_name", "event_type", "message"), HOSTILE)
-    line |= {"timestamp": "2026-01-01T00:00:00.000Z", "details": {}}
-    (logs / "events.jsonl").write_text(f"{json.dumps(line)}\n")
-    driving.run(store.path, "queue", "add", "demo")
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> HealthyStore:
-    store = HealthyStore(tmp_path_factory.mktemp("web") / "models")
-    fill(store)
-    return store
-
-
-@pytest.fixture(scope="module")
-def page(store: HealthyStore) -> Iterator[Page]:
-    with served(store.path) as page:
-        yield page
 
 
 def lasting(value: Any) -> Any:
