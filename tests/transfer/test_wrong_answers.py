@@ -79,8 +79,8 @@ def test_a_manifest_that_is_a_login_page_is_none(here: Here) -> None:
 
 
 def test_a_wrong_total_at_the_address_ends_before_any_byte_of_the_layer(here: Here) -> None:
-    here.registry.add_fault(Fault("wrong_total"))
-    with pytest.raises(transfer.TransferError, match="where the manifest says 12,000,000 bytes"):
+    here.registry.add_fault(Fault("wrong_total", digest=here.model.digests[0]))
+    with pytest.raises(transfer.TransferError, match="12,000,001 bytes"):
         here.fetch(with_options(tries=2))
     assert here.believed() == ()
 
