@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.breaking import POLICY
+from tests.support.breaking import POLICY, carried_out, ends_here
 from tests.support.driving import HealthyStore, private_proc
 from tests.support.kills import Breaker, Ended
 from tests.support.runs import changed, one_run
@@ -31,7 +31,10 @@ class Driver:
 
     def cycle(self, store: HealthyStore, **order: Any) -> Ended:
         """Run one cycle over a store, to its end or to the call where it breaks."""
-        self._breaker.begin(store=str(store.path), proc=str(self.proc), **order)
+        order |= {"store": str(store.path), "proc": str(self.proc)}
+        if ends_here(order):
+            return Ended(*carried_out(order))
+        self._breaker.begin(**order)
         return self._breaker.end()
 
     def unhindered(self, store: HealthyStore, **policy: Any) -> Report:

@@ -11,6 +11,8 @@ ENOSPC   and any other name of an error number: the call fails, and with `lastin
 
 With `then`, SIGKILL so many calls after that one. The answer tells how the child ended and which
 calls it made; those that the system refused, and that have changed nothing, end in `REFUSED`.
+
+An order that ends no process and makes nobody else of it needs no child: see `carried_out`.
 """
 
 from __future__ import annotations
@@ -23,19 +25,19 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any, TypeAlias
 
 from tests.support.loaded import load_all, load_packages
 from tests.support.runs import changed, one_run, rules
 from watcher import reconcile
-from watcher.act import second_names, transaction
+from watcher.act import second_names
 from watcher.commands import rights
 from watcher.decide import modes
 from watcher.errors import WatchError
 from watcher.model import Action, Entry, Holder
-from watcher.observe import scan
+from watcher.observe import processes, scan
 from watcher.observe.host import Host
 from watcher.state import fs
 
@@ -128,17 +130,29 @@ def break_files(
         )
 
 
+@contextlib.contextmanager
+def _put_back() -> Iterator[None]:
+    """At the end there is nothing between the program and the system any more."""
+    module: Any = fs
+    kept = module.os, module._renameat2, processes.holders_of
+    mask = os.umask(0o022)
+    try:
+        yield
+    finally:
+        os.umask(mask)
+        module.os, module._renameat2, processes.holders_of = kept
+
+
 def _held_from(look: int) -> None:
     """From the n-th look at the holders on, somebody has every file open."""
     looks = [0]
 
-    def holders_of(_: Host, entries: Iterable[Entry]) -> tuple[Holder, ...]:
+    def holders_of(host: Host, entries: Iterable[Entry]) -> tuple[Holder, ...]:
         looks[0] += 1
         held = looks[0] >= look
         return tuple(Holder(1, "reader", entry.name, False) for entry in entries) if held else ()
 
-    module: Any = transaction
-    module.processes.holders_of = holders_of
+    processes.holders_of = holders_of
 
 
 def _answer(registry: int | None, *_: object) -> int | None:
@@ -186,26 +200,39 @@ def _value(given: Any) -> Any:
     return frozenset(given) if isinstance(given, list) else given
 
 
+def ends_here(order: dict[str, Any]) -> bool:
+    """Whether this process is there after an order as it was before."""
+    kills = order.get("how") in ("kill", "half", "stop") or order.get("then")
+    return not kills and "owner" not in order
+
+
+def carried_out(order: dict[str, Any]) -> tuple[int, list[str]]:
+    """Carry out an order that `ends_here`: how it ended, and its calls."""
+    with open(os.memfd_create("calls"), "rb") as told, _put_back():
+        return _child(order, told.fileno()), _calls(told.fileno())
+
+
+def _calls(told: int) -> list[str]:
+    return os.pread(told, os.fstat(told).st_size, 0).decode().splitlines()[1:]
+
+
 def _run(order: dict[str, Any], child: Child) -> dict[str, Any]:
     if "owner" in order:
         load_packages()  # each child would
-    reader, writer = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        os.close(reader)
-        code = 70
-        try:
-            code = child(order, writer)
-        except Exception:  # told by the exit code and on stderr
-            traceback.print_exc()
-            sys.stderr.flush()
-        finally:
-            os._exit(code)
-    os.close(writer)
-    with os.fdopen(reader) as calls:
-        made = calls.read().splitlines()[1:]
-    _, status = os.waitpid(pid, 0)
-    return {"exit": os.waitstatus_to_exitcode(status), "calls": made}
+    # Not a pipe: whoever reads it would be woken by each call.
+    with open(os.memfd_create("calls"), "rb") as told:
+        pid = os.fork()
+        if pid == 0:
+            code = 70
+            try:
+                code = child(order, told.fileno())
+            except Exception:  # told by the exit code and on stderr
+                traceback.print_exc()
+                sys.stderr.flush()
+            finally:
+                os._exit(code)
+        _, status = os.waitpid(pid, 0)
+        return {"exit": os.waitstatus_to_exitcode(status), "calls": _calls(told.fileno())}
 
 
 def main(child: Child) -> None:
