@@ -5,15 +5,31 @@ import os
 import pwd
 from collections.abc import Iterable
 
-from watcher.model import Barred, Entry, Kind, Located, Need, Server, ServerUser, Subject
+from watcher import model
+from watcher.model import Barred, Entry, Kind, Located, Need, ServerUser, Subject
 from watcher.observe import unit
 from watcher.observe.host import Host
+from watcher.state import state_folder
 from watcher.system import flocks, privileges
 
 _OVERRIDES = 1 << 1  # CAP_DAC_OVERRIDE of linux/capability.h
 _RIGHTS = {Need.READ: 0o4, Need.WRITE: 0o6}
 _RIGHTS_IN_FOLDERS = {Need.READ: 0o5, Need.WRITE: 0o3, Need.ENTER: 0o1}
 _FIRST = 3  #: so many of the names that are barred alike are kept
+
+
+def next_start(host: Host, store: int) -> model.NextStart:
+    """What a start goes by besides the store (a descriptor): by the unit, if it is of this one."""
+    found, server = unit.from_files(host.system), None
+    with contextlib.suppress(OSError):
+        if found and os.path.samestat(os.stat(found.store or ""), os.fstat(store)):
+            server = found
+    return model.NextStart(
+        user=user_of(store, server),
+        no_prune=server is not None and server.no_prune,
+        prepared=server is not None and server.prepares(host.store),
+        watched=state_folder.daemon(host.store) is not None,
+    )
 
 
 def user_of(store: int, server: unit.Unit | None) -> ServerUser:
@@ -34,7 +50,7 @@ def user_of(store: int, server: unit.Unit | None) -> ServerUser:
     return ServerUser(uid, frozenset(groups), unbarred=uid == 0)
 
 
-def running(host: Host, servers: Iterable[Server]) -> ServerUser | None:
+def running(host: Host, servers: Iterable[model.Server]) -> ServerUser | None:
     """Who a running server of the store runs as; None where there is none, or that is unknown."""
     unknown = contextlib.suppress(OSError, ValueError, KeyError, IndexError)
     for server in (each for each in servers if each.ours):

@@ -7,43 +7,14 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from watcher.model import (
-    OURS,
-    BlobCensus,
-    Download,
-    Entry,
-    Evidence,
-    Kind,
-    ManifestFault,
-    NextStart,
-    Proven,
-    Ranges,
-    Reads,
-    Rules,
-    SecondName,
-    ServerUser,
-    Sidecar,
-    Trust,
-    Unseen,
-    digest_of,
-)
-from watcher.observe import (
-    access,
-    clock,
-    intents,
-    parts,
-    place,
-    processes,
-    scan,
-    sharing,
-    space,
-    transfers,
-    unit,
-)
+from watcher import model
+from watcher.model import OURS, Download, Entry, Evidence, Kind, NextStart, Rules, Sidecar, Trust
+from watcher.observe import access, clock, intents, parts, place, processes, scan, sharing, space
 from watcher.observe.blobs import asked, look_at_quarantine, remembered, with_memory, with_own_time
 from watcher.observe.host import Host
+from watcher.observe.transfers import Found, look_at_transfers
 from watcher.ollama import names, ranges, sidecars
-from watcher.state import folders, fs, state_folder
+from watcher.state import folders, fs
 from watcher.state.memory import Memory, Remembered, bound_to
 from watcher.state.registry_cache import KnownLayers
 
@@ -81,12 +52,14 @@ class _Look:
         self.kept: KnownLayers = {}  #: layers that no manifest of the store names
         self.now = 0.0  #: taken after the listing: what lies beyond it is no time of this clock
         self.blobs = -1
-        self.transfers_unseen: Unseen | None = None  #: why those of ours can't be listed, if so
-        self.second_names: list[SecondName] = []
+        self.transfers_unseen: model.Unseen | None = (
+            None  #: why those of ours can't be listed, if so
+        )
+        self.second_names: list[model.SecondName] = []
 
     def evidence(self) -> Evidence:
         host, rules, memory, scope = self.host, self.rules, self.memory, self.scope
-        coming = self._next_start() if scope is None else NextStart()
+        coming = access.next_start(host, self.store) if scope is None else NextStart()
         found = self._scan(coming.user)
         host.go_on()
         listed = sorted(self._downloads(found), key=lambda download: download.digest)
@@ -100,7 +73,7 @@ class _Look:
             downloads.append(replace(each, holders=tuple(held)) if held else each)
         pulling = {each.key for each in downloads if each.writers and not each.ours}
         for key, record in memory.downloads.items():
-            if scope is not None and digest_of(key) not in scope and record.pulling:
+            if scope is not None and model.digest_of(key) not in scope and record.pulling:
                 pulling.add(key)
         made = Evidence(
             place=self.place,
@@ -126,9 +99,8 @@ class _Look:
         now = host.clock()
         reading = clock.Reading(now, host.counted(), self.boot, place.machine(host))
         own, others = clock.look(memory.clocks, reading)
-        forgotten = memory.unreadable or memory.lost or memory.hashes.unread
-        made = made._replace(now=now, uptime=host.uptime(), forgotten=forgotten)
-        return made._replace(clock=own, other_clocks=others)
+        made = made._replace(now=now, uptime=host.uptime(), clock=own, other_clocks=others)
+        return made._replace(forgotten=memory.unreadable or memory.lost or memory.hashes.unread)
 
     def _of_store(
         self, made: Evidence, found: scan.Scan, coming: NextStart, seen: processes.Seen
@@ -136,7 +108,7 @@ class _Look:
         host, memory, store = self.host, self.memory, self.store
         # A running server's user who can change nothing here counts only where everything may have
         # become root's by mistake: else anybody could have the store given to him.
-        mistaken = coming.user.by == ServerUser().by and coming.user.uid == 0
+        mistaken = coming.user.by == model.ServerUser().by and coming.user.uid == 0
         user = access.running(host, (*seen.servers, *(seen.strangers if mistaken else ())))
         if user is not None:
             if user._replace(by=coming.user.by) != coming.user:
@@ -162,7 +134,7 @@ class _Look:
             space=space.survey(store, found) if self.rules.mode.survey else None,
         )
 
-    def _with_one_name(self, census: BlobCensus) -> BlobCensus:
+    def _with_one_name(self, census: model.BlobCensus) -> model.BlobCensus:
         """The census without second names of ours: they go before anything happens to a blob."""
         second = {each.blob.name for each in self.second_names}
         if not second:
@@ -174,32 +146,17 @@ class _Look:
         unnamed, unprotected = alone(census.unnamed), alone(census.unprotected)
         return census._replace(unnamed=unnamed, unprotected=unprotected)
 
-    def _with_used(self, census: BlobCensus) -> BlobCensus:
+    def _with_used(self, census: model.BlobCensus) -> model.BlobCensus:
         if not census.nested:
             return census
-        stores = processes.served_stores(self.host.proc)
-        served = {os.path.realpath(path) for path, _ in stores}
-        used = (os.path.realpath(f"{self.host.store}/{each.path}") for each in census.nested)
-        both = zip(census.nested, used, strict=True)
-        nested = tuple(each._replace(used=path in served) for each, path in both)
-        return census._replace(nested=nested)
+        served = {os.path.realpath(path) for path, _ in processes.served_stores(self.host.proc)}
+        nested = [
+            each._replace(used=os.path.realpath(f"{self.host.store}/{each.path}") in served)
+            for each in census.nested
+        ]
+        return census._replace(nested=tuple(nested))
 
-    def _next_start(self) -> NextStart:
-        server = unit.from_files(self.host.system)
-        path = None if server is None else server.store
-        is_of_store = False
-        with contextlib.suppress(OSError):
-            its = None if path is None else os.stat(path)
-            is_of_store = its is not None and os.path.samestat(its, os.fstat(self.store))
-        server = server if is_of_store else None
-        return NextStart(
-            user=access.user_of(self.store, server),
-            no_prune=server is not None and server.no_prune,
-            prepared=server is not None and server.prepares(self.host.store),
-            watched=state_folder.daemon(self.host.store) is not None,
-        )
-
-    def _scan(self, user: ServerUser) -> scan.Scan:
+    def _scan(self, user: model.ServerUser) -> scan.Scan:
         """A pass in which no manifest was being written, for a server that runs as `user`."""
         for _ in range(_MOST_LOOKS):
             if self.scope is not None:
@@ -210,7 +167,7 @@ class _Look:
                 mode = self.rules.mode
                 found = scan.scan_store(self.store, barred, mode, manifests_hidden=hidden)
             now = self.host.clock()
-            corrupt = [odd for odd in found.named.odd if odd.fault is ManifestFault.CORRUPT]
+            corrupt = [odd for odd in found.named.odd if odd.fault is model.ManifestFault.CORRUPT]
             times = [odd.changed_at for odd in corrupt if odd.changed_at is not None]
             if not any(abs(now - at) < _WRITING_SECONDS for at in times):
                 break
@@ -235,17 +192,17 @@ class _Look:
             for each in ours:
                 blob = scan.look(names.blob(each.digest), self.blobs)
                 if blob and each.data and blob.identity == each.data.identity:
-                    second = SecondName(each.digest, remembered(blob, self.memory))
+                    second = model.SecondName(each.digest, remembered(blob, self.memory))
                     self.second_names.append(second)
                 else:
                     reader = _Reader(self, each.digest, scan.Pieces(finished=blob))
                     made.append(reader.of_ours(each))
         return made
 
-    def _transfers(self) -> Iterator[transfers.Found]:
-        for each in transfers.look(self.store, self.boot, self.scope):
+    def _transfers(self) -> Iterator[Found]:
+        for each in look_at_transfers(self.store, self.boot, self.scope):
             self.host.go_on()
-            if isinstance(each, Unseen):
+            if isinstance(each, model.Unseen):
                 self.transfers_unseen = each
             else:
                 yield each
@@ -289,7 +246,7 @@ def _doubted_first(
     return {digest: found[digest] for digest in sorted(found, key=lambda each: noted.get(each, 1))}
 
 
-def _as_proven(trust: Trust, proven: Proven, lost: Ranges) -> Trust:
+def _as_proven(trust: Trust, proven: model.Proven, lost: model.Ranges) -> Trust:
     """What can be believed once chunks were compared; `lost`: what the disk did not take."""
     right = ranges.difference(proven.right, lost)
     trusted = ranges.union(ranges.difference(trust.trusted, proven.wrong), right)
@@ -318,7 +275,7 @@ class _Reader:
         layer = around.kept.get(digest)
         #: What a kept manifest gives, for when nothing else gives one.
         self.kept_size = layer.size if layer is not None else None
-        self.reads: Reads | None = None  #: what was read of the data, once it was
+        self.reads: model.Reads | None = None  #: what was read of the data, once it was
 
     def downloads(self) -> list[Download]:
         """The download in parts, and the one of the transfer path, where there are such."""
@@ -346,7 +303,7 @@ class _Reader:
             unreadable=why,
         )
 
-    def of_ours(self, found: transfers.Found) -> Download:
+    def of_ours(self, found: Found) -> Download:
         """The transfer of ours: its ledger is as good as its files show."""
         kept, arrived = found.kept, found.arrived
         heard = self.kept_size or (self.asked and self.asked.length)
@@ -447,7 +404,7 @@ class _Reader:
         refuted = made.is_wrong and made.trust.zeros_read and made.trust.trusted == ((0, total),)
         return replace(made, trust=made.trust._replace(trusted=())) if refuted else made
 
-    def _proven(self) -> Proven | None:
+    def _proven(self) -> model.Proven | None:
         """What comparing has shown of the data as it is."""
         data, found = self.data, self.around.memory.proven.get(self.digest)
         if data is None or found is None:
@@ -479,12 +436,9 @@ class _Reader:
 
     def _contradiction(self, known: int, read: tuple[Sidecar, ...]) -> str:
         """What shows that a layer has more bytes than somebody claims; "" where nothing does."""
-        claims = [each.part for each in read if each.part is not None]
-        if sum(part.completed for part in claims) > known:
-            ends = ((part.offset, part.offset + part.completed) for part in claims)
-            claimed = ranges.size(ranges.normal(ends))
-            if claimed > known:
-                return f"and the sidecars claim {claimed:,}"
+        claimed = ranges.size(sidecars.claims([each.part for each in read if each.part]))
+        if claimed > known:
+            return f"and the sidecars claim {claimed:,}"
         if self.data is None or self.data.kind is not Kind.FILE or self.data.size <= known:
             return ""
         with self._opened(self.data) as fd:
@@ -524,7 +478,7 @@ class _Reader:
             self.reads = now and now._replace(answers=content.answers)
             return trust
 
-    def _unchanged_since(self, status: os.stat_result) -> Reads | None:
+    def _unchanged_since(self, status: os.stat_result) -> model.Reads | None:
         """What shows that a data file has not changed; None where nothing does."""
         boot, changed_ns = self.around.boot, status.st_ctime_ns
         # A change within the same tick as the last one shows in no time.
@@ -533,7 +487,7 @@ class _Reader:
         settled = self.around.now - changed_ns / 1e9 > tick
         if not boot or self.around.place.network or not settled:
             return None
-        return Reads(status.st_size, changed_ns, boot, "")
+        return model.Reads(status.st_size, changed_ns, boot, "")
 
     def _rebooted(self, data: Entry) -> bool:
         """Whether some of the data may have been written before the machine started."""
@@ -565,10 +519,8 @@ class _Reader:
             fd = fs.open_quietly(found.name, _READ_ONLY, self.around.blobs)
         except FileNotFoundError:
             raise _ChangedMeanwhile from None
-        try:
+        with fs.closing(fd):
             status = os.fstat(fd)
             if (status.st_dev, status.st_ino) != found.identity:
                 raise _ChangedMeanwhile
             yield fd
-        finally:
-            os.close(fd)

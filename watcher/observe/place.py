@@ -193,8 +193,7 @@ def no_permission(path: str) -> NoPermissionError:
 
 
 def _shut_folder(path: str) -> tuple[str, os.stat_result] | None:
-    for at in [at for at, char in enumerate(f"{path}/") if char == "/"]:
-        folder = path[:at] or "/"
+    for folder in folders.down_to(path):
         with contextlib.suppress(OSError):
             needed = os.R_OK | os.X_OK if folder == path else os.X_OK
             if not os.access(folder, needed, effective_ids=True):

@@ -13,23 +13,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple, TypeAlias
 
-from watcher.model import (
-    BlobCensus,
-    BlobFault,
-    Entry,
-    Kind,
-    Located,
-    ManifestFault,
-    Mode,
-    Need,
-    Nested,
-    OddBlob,
-    OddManifest,
-    ServerUser,
-    Subject,
-    Tally,
-    Unseen,
-)
+from watcher import model
+from watcher.model import BlobFault, Entry, Kind, Located, ManifestFault, Need, OddManifest, Subject
 from watcher.observe import nested
 from watcher.observe.access import Access, user_of
 from watcher.ollama import manifests, names
@@ -38,7 +23,7 @@ from watcher.state import folders, fs
 
 _PARTIAL, _TMP = "-partial", ".tmp"
 _UNFINISHED = frozenset({Role.DATA, Role.SIDECAR, Role.TRANSFER})
-_TYPE_BITS = 0o170000
+_KINDS = {stat.S_IFREG: Kind.FILE, stat.S_IFDIR: Kind.FOLDER, stat.S_IFLNK: Kind.SYMLINK}
 _TAG_DEPTH = 4
 _SIDECARS_APART = 64  #: so many numbers in a row without a sidecar, and there are no more of them
 _DEEPEST = 6  #: what lies deeper than this is of no use to the server, nor to us
@@ -65,8 +50,8 @@ def raise_own(error: OSError) -> None:
 class Named:
     """What all manifests together name; `access` is for the user that the server runs as."""
 
-    def __init__(self, access: Access | None = None, space: Tally | None = None) -> None:
-        self.access = access or Access(ServerUser())
+    def __init__(self, access: Access | None = None, space: model.Tally | None = None) -> None:
+        self.access = access or Access(model.ServerUser())
         self.space = space  #: what all takes, where that was asked for and each is a plain file
         #: Digits to (size, whether it is protected, index of a model that names it, more indexes …)
         self.digests: dict[str, tuple[int, ...]] = {}
@@ -79,9 +64,9 @@ class Named:
         self.disputed: dict[str, dict[int, list[int]]] = {}
         # As in `BlobCensus`.
         self.unlisted: list[str] = []
-        self.failing: list[Unseen] = []
+        self.failing: list[model.Unseen] = []
         self.foreign: list[str] = []
-        self.unseen: list[Unseen] = []
+        self.unseen: list[model.Unseen] = []
         self.empty_folders: list[str] = []
         self.stuck_folders: list[str] = []
         self.loose = False  #: whether any digest is named and yet not protected
@@ -99,7 +84,7 @@ class Named:
         self.unlisted.append(path)
         if error.errno not in (errno.EACCES, errno.EPERM):
             why = folders.NO_FOLDER.get(error.errno or 0) or os.strerror(error.errno or 0)
-            self.failing.append(Unseen(path, why))
+            self.failing.append(model.Unseen(path, why))
 
     def models_of(self, digest: str) -> tuple[str, ...]:
         """The models that name a digest, by name."""
@@ -127,23 +112,19 @@ class Named:
     @contextlib.contextmanager
     def opened(self, path: str, parent: int, *, follow: bool = False) -> Iterator[int | None]:
         """A folder below the store; None where it is absent, or can't be listed and is noted so."""
-        name = os.path.basename(path)
-        flags = os.O_RDONLY | os.O_DIRECTORY
-        held = shown = None
-        try:
+        name, shown = os.path.basename(path), None
+        flags = os.O_RDONLY | os.O_DIRECTORY | (0 if follow else os.O_NOFOLLOW)
+        with contextlib.ExitStack() as held:
             try:
-                held = fs.open_quietly(name, flags if follow else flags | os.O_NOFOLLOW, parent)
-                fs.check_link(name, parent, os.fstat(held))
+                fd = held.enter_context(fs.closing(fs.open_quietly(name, flags, parent)))
+                fs.check_link(name, parent, os.fstat(fd))
                 # Names may be listed without the right to look at what they stand for.
-                os.stat(".", dir_fd=held)
-                shown = held
+                os.stat(".", dir_fd=fd)
+                shown = fd
             except OSError as error:
                 if not isinstance(error, FileNotFoundError) or look(name, parent) is not None:
                     self._unopened_folder(path, parent, error)
             yield shown
-        finally:
-            if held is not None:
-                os.close(held)
 
     def _unopened_folder(self, path: str, parent: int, error: OSError) -> None:
         self.unlist(path, error)
@@ -200,7 +181,7 @@ class Named:
             raise_own(error)
             is_folder = False
             if above_tags and error.errno != errno.ELOOP:
-                self.unseen.append(Unseen(path, os.strerror(error.errno or 0)))
+                self.unseen.append(model.Unseen(path, os.strerror(error.errno or 0)))
                 return False
         if is_folder:
             if depth == _TAG_DEPTH:
@@ -329,26 +310,17 @@ class Named:
 
 
 class Scan(NamedTuple):
-    census: BlobCensus
+    census: model.BlobCensus
     downloads: dict[str, Pieces]
     named: Named
     #: Of a survey, all of ``blobs/``: valid blobs summed up by their models, and the other names.
-    listing: tuple[dict[tuple[str, ...], Tally], list[Entry]] | None = None
+    listing: tuple[dict[tuple[str, ...], model.Tally], list[Entry]] | None = None
 
 
 def entry(name: str, found: os.stat_result) -> Entry:
-    mode = found.st_mode
-    if stat.S_ISREG(mode):
-        kind = Kind.FILE
-    elif stat.S_ISDIR(mode):
-        kind = Kind.FOLDER
-    elif stat.S_ISLNK(mode):
-        kind = Kind.SYMLINK
-    else:
-        kind = Kind.OTHER
     return Entry(
         name,
-        kind,
+        _KINDS.get(stat.S_IFMT(found.st_mode), Kind.OTHER),
         found.st_size,
         found.st_blocks * 512,
         found.st_dev,
@@ -358,7 +330,7 @@ def entry(name: str, found: os.stat_result) -> Entry:
         found.st_ctime_ns,
         found.st_uid,
         found.st_gid,
-        stat.S_IMODE(mode),
+        stat.S_IMODE(found.st_mode),
     )
 
 
@@ -420,7 +392,7 @@ def unfinished(store: int) -> frozenset[str]:
 
 def scan_manifests(store: int, access: Access | None = None, *, space: bool = False) -> Named:
     """Read all manifests, for the server's user (None: the owner); `space`: sum up their sizes."""
-    named = Named(access or Access(user_of(store, None)), Tally() if space else None)
+    named = Named(access or Access(user_of(store, None)), model.Tally() if space else None)
     with named.opened("manifests", store, follow=True) as top:
         if top is not None:
             named.follow("manifests", store, "manifests", top)
@@ -435,7 +407,7 @@ def _parse_open(fd: int, status: os.stat_result) -> manifests.Manifest:
     return manifests.parse(fs.read_open(fd, status.st_size))
 
 
-def scan_store(store: int, access: Access, mode: Mode, *, manifests_hidden: bool) -> Scan:
+def scan_store(store: int, access: Access, mode: model.Mode, *, manifests_hidden: bool) -> Scan:
     """One pass over a store, for the server's user; `manifests_hidden`: who sees none."""
     named = scan_manifests(store, access, space=mode.survey)
     census = _Census(named, mode, manifests_hidden=manifests_hidden)
@@ -462,12 +434,12 @@ def scan_store(store: int, access: Access, mode: Mode, *, manifests_hidden: bool
     return Scan(census.result(), census.downloads, named, listing)
 
 
-def lying(store: int, wanted: Mapping[str, int], model: str) -> tuple[OddBlob, ...]:
+def lying(store: int, wanted: Mapping[str, int], name: str) -> tuple[model.OddBlob, ...]:
     """Of a model's layers, digests with their bytes, those that lie where no server looks."""
     named = Named()
     for digest, size in wanted.items():
-        named.add(digest, size, [model])
-    census = _Census(named, Mode(), manifests_hidden=False)
+        named.add(digest, size, [name])
+    census = _Census(named, model.Mode(), manifests_hidden=False)
     with named.opened("blobs", store, follow=True) as fd:
         if fd is not None:
             census.scan(fd)
@@ -480,17 +452,11 @@ def scan_above(path: str, access: Access) -> None:
     """Look whether the server's user can pass through a store's folder and those above it."""
     if access.user.unbarred or access.user.elsewhere:
         return  # a container has other folders above it
-    real = os.path.realpath(path)
-    for at in [at for at, char in enumerate(f"{real}/") if char == "/"]:
-        with contextlib.suppress(OSError):
-            above = real[:at] or "/"
-            fd = os.open(above, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
-                if not access.folder(fd, os.fstat(fd), Need.ENTER):
-                    itself = entry(above, os.fstat(fd))
-                    access.bar(Subject.FOLDER, Need.ENTER, above, itself, fd)
-            finally:
-                os.close(fd)
+    for above in folders.down_to(os.path.realpath(path)):
+        with contextlib.suppress(OSError), fs.closing(os.open(above, folders.UNLISTED)) as fd:
+            if not access.folder(fd, os.fstat(fd), Need.ENTER):
+                itself = entry(above, os.fstat(fd))
+                access.bar(Subject.FOLDER, Need.ENTER, above, itself, fd)
 
 
 def scan_digests(store: int, digests: Iterable[str]) -> Scan:
@@ -506,7 +472,7 @@ def scan_digests(store: int, digests: Iterable[str]) -> Scan:
                     piece = names.parse_blob(names.new_spelling(found.name))
                     _add_piece(downloads, piece, found)
             _add_finished(fd, downloads)
-    census = BlobCensus(unlisted=tuple(named.unlisted), failing=tuple(named.failing))
+    census = model.BlobCensus(unlisted=tuple(named.unlisted), failing=tuple(named.failing))
     return Scan(census, downloads, named)
 
 
@@ -526,21 +492,21 @@ def _spelled(data: str, blobs: int) -> Iterator[Entry]:
 
 
 class _Census:
-    def __init__(self, named: Named, mode: Mode, *, manifests_hidden: bool) -> None:
+    def __init__(self, named: Named, mode: model.Mode, *, manifests_hidden: bool) -> None:
         self.named, self.access, self.mode = named, named.access, mode
         self.downloads: dict[str, Pieces] = {}
         #: Whether a blob that is named may still be unprotected; rare, so looked at only then.
         self.loose = named.loose or manifests_hidden
         self.manifests_hidden = manifests_hidden
-        self._sums: dict[tuple[int, ...], Tally] = {}  #: blobs by the models that name them
+        self._sums: dict[tuple[int, ...], model.Tally] = {}  #: blobs by the models that name them
         self._others: list[Entry] = []  #: all other names
         self.folder = -1
-        self.unseen: list[Unseen] = []
+        self.unseen: list[model.Unseen] = []
         self.named_blobs: list[tuple[Entry, tuple[str, ...]]] = []
         #: The server's user can't add, rename and remove names; only rename and remove its own.
         self.sealed = self.sticky = False
         self.entries = self.allocated = self.healthy = self.healthy_bytes = 0
-        self.odd: list[OddBlob] = []
+        self.odd: list[model.OddBlob] = []
         self.unnamed: list[Entry] = []
         self._astray: dict[str, list[Located]] = {}  #: where no server looks, by digest
         self.old_downloads: dict[str, Pieces] = {}  #: in the spelling of older servers
@@ -550,7 +516,7 @@ class _Census:
         self.unprotected: list[Entry] = []
         self.temporaries: list[Located] = []
         self.foreign: list[Entry] = []
-        self.nested: list[Nested] = []
+        self.nested: list[model.Nested] = []
 
     def scan(self, blobs: int) -> None:
         self.folder = blobs
@@ -577,56 +543,48 @@ class _Census:
     def _scan_names(self, listing: Iterable[os.DirEntry[str]]) -> None:
         wanted, special = self.named.digests, self.loose or self.mode.verify or self.mode.survey
         # Most blobs have one owner and one mode: those of the one before, and if they are barred.
-        mode = uid = gid = -1
-        barred = False
-        entries = blocks = healthy = healthy_bytes = 0
-        try:
-            for item in listing:
-                name = item.name
-                try:
-                    found = item.stat(follow_symlinks=False)
-                except FileNotFoundError:
-                    continue
-                except OSError as error:
-                    self._unsee(name, error)
-                    continue
-                entries += 1
-                blocks += found.st_blocks
-                # The common case first, and bare: it decides how long a large store takes.
-                reference = wanted.get(name[7:])
-                if reference is not None:
-                    size = found.st_size
-                    if (
-                        reference[0] == size
-                        and found.st_mode & _TYPE_BITS == stat.S_IFREG
-                        and name[:7] == "sha256-"
-                    ):
-                        healthy += 1
-                        healthy_bytes += size
-                        if found.st_mode != mode or found.st_uid != uid or found.st_gid != gid:
-                            mode, uid, gid = found.st_mode, found.st_uid, found.st_gid
-                            barred = not self.access.file(found, Need.READ)
-                        if barred:
-                            self._bar(Need.READ, entry(name, found))
-                        if special:
-                            self._healthy_blob(name, found)
-                        continue
-                listed = entry(name, found)
-                if self.mode.survey:
-                    self._others.append(listed)
-                self._sort_out(listed)
-                if listed.kind is Kind.FOLDER or name.startswith("sha256:"):
-                    self._look_at_walk(listed, self.folder, f"blobs/{name}")
-        finally:
-            self.entries, self.allocated = entries, blocks * 512
-            self.healthy += healthy
-            self.healthy_bytes += healthy_bytes
+        before, barred = (-1, -1, -1), False
+        for item in listing:
+            name = item.name
+            try:
+                found = item.stat(follow_symlinks=False)
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                self._unsee(name, error)
+                continue
+            self.entries += 1
+            self.allocated += found.st_blocks * 512
+            # The common case first, and bare: it decides how long a large store takes.
+            reference = wanted.get(name[7:])
+            if (
+                reference is not None
+                and reference[0] == found.st_size
+                and stat.S_ISREG(found.st_mode)
+                and name[:7] == "sha256-"
+            ):
+                self.healthy += 1
+                self.healthy_bytes += found.st_size
+                owned = found.st_mode, found.st_uid, found.st_gid
+                if owned != before:
+                    before, barred = owned, not self.access.file(found, Need.READ)
+                if barred:
+                    self._bar(Need.READ, entry(name, found))
+                if special:
+                    self._healthy_blob(name, found)
+                continue
+            listed = entry(name, found)
+            if self.mode.survey:
+                self._others.append(listed)
+            self._sort_out(listed)
+            if listed.kind is Kind.FOLDER or name.startswith("sha256:"):
+                self._look_at_walk(listed, self.folder, f"blobs/{name}")
 
     def _unsee(self, name: str, error: OSError) -> None:
         """Note a name that could not be looked at: nothing of its download can be judged."""
         raise_own(error)
         why = os.strerror(error.errno or 0)
-        self.unseen.append(Unseen(f"blobs/{name}", why))
+        self.unseen.append(model.Unseen(f"blobs/{name}", why))
         parsed = names.parse_blob(name)
         if parsed.role in _UNFINISHED:
             pieces = self.downloads.setdefault(parsed.digest, Pieces())
@@ -643,7 +601,7 @@ class _Census:
             self._others.append(entry(name, found))
         elif self.mode.survey:
             indexes = self.named.digests[digest][2:]
-            before = self._sums.get(indexes, Tally())
+            before = self._sums.get(indexes, model.Tally())
             self._sums[indexes] = before.plus(found.st_size, found.st_blocks)
         if self.loose or self.mode.verify:
             listed = entry(name, found)
@@ -709,7 +667,7 @@ class _Census:
             self.healthy += 1
             self.healthy_bytes += found.size
             return
-        self.odd.append(OddBlob(digest, fault, size, found, models, behind=behind))
+        self.odd.append(model.OddBlob(digest, fault, size, found, models, behind=behind))
 
     def _guard(self, digest: str, found: Entry) -> None:
         """Keep a named blob in mind that the server's clean-up would not spare."""
@@ -739,9 +697,9 @@ class _Census:
                 self._unsee(name, error)
                 continue
             if found is None:
-                size, models = self.named.size_of(digest), self.named.models_of(digest)
+                named = self.named.size_of(digest), None, self.named.models_of(digest)
                 lies = None if blobs is None else self._lies(digest, blobs)
-                self.odd.append(OddBlob(digest, BlobFault.MISSING, size, None, models, lies=lies))
+                self.odd.append(model.OddBlob(digest, BlobFault.MISSING, *named, lies=lies))
 
     def _stray(self, path: str, found: Entry) -> None:
         """Note a file with a blob's name, or an old one, where no server looks for it."""
@@ -781,7 +739,7 @@ class _Census:
             twins = [each for each in inner if is_there(each.path.removeprefix(f"{top}/"))]
             unfinished = {names.parse_blob(each.entry.name).role for each in twins} & _UNFINISHED
             apart = len(inner) - len(twins)
-            self.nested.append(Nested(top, blobs, manifests, apart, bool(unfinished)))
+            self.nested.append(model.Nested(top, blobs, manifests, apart, bool(unfinished)))
 
     def _look_at_walk(self, found: Entry, parent: int, path: str) -> None:
         """What the server's start, which walks through ``blobs/`` and renames, will meet here."""
@@ -811,18 +769,18 @@ class _Census:
 
     # ------------------------------------------------------------ what came of it
 
-    def listing(self) -> tuple[dict[tuple[str, ...], Tally], list[Entry]] | None:
+    def listing(self) -> tuple[dict[tuple[str, ...], model.Tally], list[Entry]] | None:
         """All of ``blobs/``; None where not all of it could be looked at."""
         if "blobs" in self.named.unlisted or self.unseen or self.folder == -1:
             return None
-        sums: dict[tuple[str, ...], Tally] = {}
+        sums: dict[tuple[str, ...], model.Tally] = {}
         for indexes, tally in self._sums.items():
             models = self.named.shown(indexes)
-            sums[models] = sums.get(models, Tally()).joined(tally)
+            sums[models] = sums.get(models, model.Tally()).joined(tally)
         return sums, self._others
 
-    def result(self) -> BlobCensus:
-        return BlobCensus(
+    def result(self) -> model.BlobCensus:
+        return model.BlobCensus(
             manifests=self.named.count,
             models=self.named.seen,
             entries=self.entries,

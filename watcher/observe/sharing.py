@@ -11,9 +11,6 @@ from watcher.observe import scan
 from watcher.ollama import names
 from watcher.state import folders, fs
 
-#: A folder need not be listed to find its manifests.
-_UNLISTED = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
-
 
 def look(store: int, servers: Iterable[Server] = ()) -> Sharing:
     """The other stores, as far as they are seen, and what their manifests name."""
@@ -53,7 +50,7 @@ def _others(store: int, servers: Iterable[Server]) -> Iterator[tuple[str, int | 
         try:
             with (
                 folders.opened_blobs(store, foreign_too=True) as there,
-                fs.closing(os.open("..", _UNLISTED, dir_fd=there)) as beside,
+                fs.closing(os.open("..", folders.UNLISTED, dir_fd=there)) as beside,
             ):
                 met.append(os.fstat(beside))
                 if scan.look("manifests", beside) is not None:
@@ -65,7 +62,7 @@ def _others(store: int, servers: Iterable[Server]) -> Iterator[tuple[str, int | 
             continue
         shown = f"{names.printable(server.store)} (pid {server.pid})"
         try:
-            with fs.closing(os.open(server.store, _UNLISTED)) as folder:
+            with fs.closing(os.open(server.store, folders.UNLISTED)) as folder:
                 found, its_blobs = os.fstat(folder), folders.look_at_blobs(folder).status
                 same = its_blobs is not None and os.path.samestat(its_blobs, blobs.status)
                 if not same or not any(os.path.samestat(found, each) for each in met):

@@ -31,7 +31,9 @@ class Found(NamedTuple):
     born_ns: int = 0
 
 
-def look(store: int, boot: str, scope: frozenset[str] | None) -> Iterator[Found | Unseen]:
+def look_at_transfers(
+    store: int, boot: str, scope: frozenset[str] | None
+) -> Iterator[Found | Unseen]:
     """Those of some digests, or all; a folder without any bytes is none."""
     with contextlib.ExitStack() as held:
         try:

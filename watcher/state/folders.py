@@ -19,6 +19,8 @@ from watcher.state import fs
 #: To look at a name before it is opened: a descriptor of whatever it is, a symlink itself included.
 _LOOK = getattr(os, "O_PATH", 0) | os.O_NOFOLLOW | os.O_CLOEXEC
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY
+#: To look into a folder by names that are known: it need not be listed for that.
+UNLISTED = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 _AT_FDCWD = -100  #: the working directory, in place of a descriptor (fcntl.h)
 _MOST_LINKS = 40  #: MAXSYMLINKS of the kernel
 #: What can be in a folder's place, by the error of opening it.
@@ -27,6 +29,11 @@ NO_FOLDER = {
     errno.ELOOP: "its links lead in a circle",
     errno.ENOTDIR: "it is not a folder",
 }
+
+
+def down_to(path: str) -> list[str]:
+    """The folders on a whole path, from the root down to its own."""
+    return [path[:at] or "/" for at, char in enumerate(f"{path}/") if char == "/"]
 
 
 class _At(NamedTuple):
@@ -272,5 +279,5 @@ def _behind(link: int, at: _At, inside: str, links: _Links) -> _At:
     if _kernels(link):
         # Such as /proc/<pid>/root: it does not lead where its text does, and nobody can make one.
         name = os.path.basename(inside)
-        return _At(os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=at.fd), inside)
+        return _At(os.open(name, UNLISTED, dir_fd=at.fd), inside)
     return _along(target, at, links)
