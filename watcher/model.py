@@ -478,7 +478,6 @@ class Kept(NamedTuple):
     label: str
     name: str
     entry: Entry
-    in_its_place: bool
     replaced: bool  #: what is in its place was hashed and found right
     there: Entry | None = None
     place_seen: bool = True
@@ -1003,9 +1002,6 @@ class Mode(NamedTuple):
     read_limit_bytes: int | None = 1 << 30
     lock_seconds: float = 10.0
     announce: bool = False
-
-
-Policy = Settings  #: the name of `Settings` until version 1
 
 
 class Rules(NamedTuple):

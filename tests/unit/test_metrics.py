@@ -54,7 +54,7 @@ FULL = report(
         census=BlobCensus(
             manifests=1, healthy=2, healthy_bytes=700, unnamed=(entry(f"sha256-{'d' * 64}"),)
         ),
-        quarantine=(Kept("0-x", "x", entry("x"), in_its_place=False, replaced=False),),
+        quarantine=(Kept("0-x", "x", entry("x"), replaced=False),),
     )
 )
 

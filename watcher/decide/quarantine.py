@@ -186,7 +186,7 @@ def _expired(evidence: Evidence, rules: Rules) -> set[str]:
 
 def _restore(kept: Kept, evidence: Evidence) -> model.Planned:
     name, why = names.printable(kept.name), safety.store_forbids(evidence)
-    if why is None and kept.in_its_place:
+    if why is None and kept.there is not None:
         why = safety.Why(
             RefusalKind.CHANGED,
             f"its place is taken by a new {name}",

@@ -5,18 +5,8 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Set
 from typing import TypeAlias
 
-from watcher.model import (
-    DOUBTFUL,
-    BlobCensus,
-    BlobFault,
-    Entry,
-    Kept,
-    Kind,
-    ManifestFault,
-    OddBlob,
-    OddManifest,
-    Unseen,
-)
+from watcher import model
+from watcher.model import DOUBTFUL, BlobFault, Entry, Kept, Kind, OddBlob, Unseen
 from watcher.observe import scan
 from watcher.ollama import names
 from watcher.state import folders, state_folder
@@ -36,7 +26,7 @@ _Sized: TypeAlias = dict[str, tuple[int, str]]
 
 def with_memory(
     found: scan.Scan, memory: Memory, store: int, now: float, layers: Layers
-) -> BlobCensus:
+) -> model.BlobCensus:
     """The census with what is remembered of its blobs; `layers` is called where it matters."""
     census = found.census
     odd, sized = _decided(found, memory, now)
@@ -68,14 +58,11 @@ def with_memory(
         elif digest not in known and entry.sha256 != digest.lower():
             size, models = found.named.size_of(digest), found.named.models_of(digest)
             odd_one = OddBlob(digest, BlobFault.CORRUPT, size, entry, models)
-            corrupt.append(_with_registry(odd_one, memory, now))
+            corrupt.append(_corrupt(_with_registry(odd_one, memory, now), memory))
     # They have the right size, so they were counted as healthy.
     counted = [each.entry for each in corrupt if each.entry is not None and each.wanted is not None]
     return census._replace(
-        odd=tuple(
-            _with_ranges(each, memory)
-            for each in sorted((*odd, *corrupt), key=lambda each: each.digest)
-        ),
+        odd=tuple(sorted((*odd, *corrupt), key=lambda each: each.digest)),
         odd_manifests=(*census.odd_manifests, *_wrong_sizes(found.named, sized, layers)),
         named=tuple((remembered(content, memory), models) for content, models in census.named),
         unnamed=tuple(remembered(entry, memory) for entry in census.unnamed),
@@ -100,7 +87,7 @@ def _decided(found: scan.Scan, memory: Memory, now: float) -> tuple[list[OddBlob
         link = each.behind is not None
         each = each._replace(behind=content) if link else each._replace(entry=content)
         if content.sha256 != each.digest.lower():
-            odd.append(each._replace(fault=BlobFault.CORRUPT))
+            odd.append(_corrupt(each, memory))
             continue
         if each.fault in DOUBTFUL:
             sized[each.digest] = content.size, f"its {content.size:,} bytes are the right ones"
@@ -127,11 +114,9 @@ def _with_registry(odd: OddBlob, memory: Memory, now: float) -> OddBlob:
     return odd._replace(registry=reply and reply.length, asked=reply is not None)
 
 
-def _with_ranges(odd: OddBlob, memory: Memory) -> OddBlob:
+def _corrupt(odd: OddBlob, memory: Memory) -> OddBlob:
     hashed = memory.hashes.get(names.blob(odd.digest))
-    if hashed is None or odd.fault is not BlobFault.CORRUPT:
-        return odd
-    return odd._replace(wrong=hashed.wrong)
+    return odd._replace(fault=BlobFault.CORRUPT, wrong=() if hashed is None else hashed.wrong)
 
 
 def _disputed(found: scan.Scan, blobs: int, odd: Iterable[str]) -> _Sized:
@@ -144,17 +129,17 @@ def _disputed(found: scan.Scan, blobs: int, odd: Iterable[str]) -> _Sized:
     return sizes
 
 
-def _wrong_sizes(named: scan.Named, sized: _Sized, layers: Layers) -> Iterator[OddManifest]:
+def _wrong_sizes(named: scan.Named, sized: _Sized, layers: Layers) -> Iterator[model.OddManifest]:
     known = layers() if sized else {}
     for digest, (size, why) in sorted(sized.items()):
         for wanted, models in sorted(named.models_by_size(digest).items()):
-            for model in models if wanted != size else ():
-                parsed = names.parse_model(model)
+            for name in models if wanted != size else ():
+                parsed = names.parse_model(name)
                 path = f"manifests/{parsed.path}" if parsed is not None else "manifests"
                 reply = f"it gives {names.short(digest)} {wanted:,} bytes, and {why}"
-                odd = OddManifest(path, ManifestFault.WRONG_SIZE, reply, model)
+                odd = model.OddManifest(path, model.ManifestFault.WRONG_SIZE, reply, name)
                 layer = known.get(digest, _UNKNOWN_LAYER)
-                same = (model, wanted) in zip(layer.models, layer.sizes, strict=True)
+                same = (name, wanted) in zip(layer.models, layer.sizes, strict=True)
                 yield odd._replace(published=same)
 
 
@@ -191,7 +176,7 @@ def look_at_quarantine(store: int, memory: Memory) -> tuple[tuple[Kept, ...], Un
                 ours = number.isascii() and number.isdecimal() and dash
                 entry = scan.look(label, folder)
                 if ours and name not in _NO_FILE and entry is not None:
-                    kept.append(Kept(label, name, entry, in_its_place=False, replaced=False))
+                    kept.append(Kept(label, name, entry, replaced=False))
     except FileNotFoundError:
         return (), None
     except OSError as error:
@@ -215,4 +200,4 @@ def _with_place(kept: Kept, blobs: int, memory: Memory) -> Kept:
         return kept._replace(place_seen=False)
     sha256 = read and remembered(read, memory).sha256
     good = bool(sha256) and sha256 == names.parse_blob(kept.name).digest.lower()
-    return kept._replace(in_its_place=there is not None, replaced=good, there=there)
+    return kept._replace(replaced=good, there=there)

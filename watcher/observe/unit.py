@@ -1,4 +1,4 @@
-"""What ``ollama.service`` sets for its server: asked of systemd, or read as systemd reads units.
+"""What ``ollama.service`` sets for its server, read as systemd reads units.
 
 See systemd.unit(5) and systemd.exec(5).
 """
@@ -24,10 +24,8 @@ NAME = "ollama.service"
 _FOLDERS = tuple(
     f"{top}/systemd/system" for top in ("/etc", "/run", "/usr/local/lib", "/usr/lib", "/lib")
 )
-_PROPERTIES = (
-    "LoadState,UnitFileState,ActiveState,User,Group,SupplementaryGroups,WorkingDirectory,"
-    "Environment,EnvironmentFiles,ExecStartPre"
-)
+#: By the state of its file, a unit that no start of the system starts.
+_OFF = frozenset({"disabled", "masked", "masked-runtime"})
 #: What ``%`` and a letter stand for in the unit of a system's service; others are left as they are.
 _SPECIFIERS = {
     "%": "%", "n": NAME, "N": "ollama", "p": "ollama", "h": "/root", "u": "root", "U": "0",
@@ -112,9 +110,10 @@ class Unit(NamedTuple):
         return found.pw_uid, frozenset(each for each in (group, *more, *listed) if each is not None)
 
 
-def find(root: str = "") -> Unit | None:
-    """The unit as systemd has it, or, where none runs or below `root`, as its files have it."""
-    return (None if root else _asked()) or from_files(root)
+def find() -> Unit | None:
+    """The unit of this system, and whether systemd, where it runs, has it off."""
+    found = from_files()
+    return found and found._replace(idle=_is_off())
 
 
 def serves(url: str) -> bool:
@@ -139,10 +138,10 @@ def from_files(root: str = "") -> Unit | None:
             listed = os.listdir(_resolved(f"{folder}/{kind}", root))
             found |= {each: f"{folder}/{kind}/{each}" for each in listed if each.endswith(".conf")}
     texts = (whole, *(_text(found[name], root) or "" for name in sorted(found)))
-    return _made([each for text in texts for each in _settings(text)], root)
+    return _made((each for text in texts for each in _settings(text)), root)
 
 
-def _made(settings: Iterable[tuple[str, str]], root: str = "", *, idle: bool = False) -> Unit:
+def _made(settings: Iterable[tuple[str, str]], root: str) -> Unit:
     given: dict[str, list[str]] = {}
     for key, value in settings:
         if value:
@@ -170,17 +169,16 @@ def _made(settings: Iterable[tuple[str, str]], root: str = "", *, idle: bool = F
         variables=variables,
         before=tuple(given.get("ExecStartPre", ())),
         unread=unread,
-        idle=idle,
         root=root,
     )
 
 
-def _asked() -> Unit | None:
+def _is_off() -> bool:
     import subprocess  # loaded only where systemd may answer
 
     try:
         answer = subprocess.run(
-            ["systemctl", "show", NAME, f"--property={_PROPERTIES}"],
+            ["systemctl", "show", NAME, "--property=UnitFileState,ActiveState"],
             env=privileges.handed_on(),
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -189,20 +187,9 @@ def _asked() -> Unit | None:
             check=False,
         )
     except (OSError, subprocess.TimeoutExpired):
-        return None
-    found: list[tuple[str, str]] = []
-    for line in answer.stdout.splitlines():
-        key, _, value = line.partition("=")
-        if key == "EnvironmentFiles":
-            key, value = "EnvironmentFile", re.sub(r" \(ignore_errors=\w+\)$", "", value)
-        elif key == "ExecStartPre" and (argv := re.search(r"argv\[\]=(.*?) ;", value)):
-            value = argv[1]
-        found.append((key, value))
-    state = dict(found)
-    if answer.returncode or state.get("LoadState", "loaded") != "loaded":
-        return None
-    off = state.get("UnitFileState") in ("disabled", "masked", "masked-runtime")
-    return _made(found, idle=off and state.get("ActiveState") == "inactive")
+        return False
+    state = dict(line.split("=", 1) for line in answer.stdout.splitlines() if "=" in line)
+    return state.get("UnitFileState") in _OFF and state.get("ActiveState") == "inactive"
 
 
 def _text(path: str, root: str) -> str | None:

@@ -98,7 +98,7 @@ def quarantine(report: Report) -> dict[str, Any]:
                 "label": names.exact(kept.label),
                 "name": names.exact(kept.name),
                 "size_bytes": kept.entry.size,
-                "in_its_place": kept.in_its_place if kept.place_seen else None,
+                "in_its_place": kept.there is not None if kept.place_seen else None,
                 "replaced": kept.replaced,
             }
             for kept in report.evidence.quarantine

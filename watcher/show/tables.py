@@ -342,10 +342,10 @@ def quarantine(report: Report, most: int | None) -> Iterator[Line]:
         what = f"{replaced:,} replaced by valid blobs."
         yield Line(f"{count(len(kept), 'file')} in quarantine, {taken}; {what}", run=purge)
     for each in kept[:most]:
-        place = "its place is taken" if each.in_its_place else "its place is free"
+        place = "its place is taken" if each.there else "its place is free"
         if not each.place_seen:
             place = "its place is not visible"
-        elif each.in_its_place and each.replaced:
+        elif each.replaced:
             place = "replaced by a valid blob"
         what = f"{size(each.entry.size):>9}  {place:<25}"
         yield Line(f"{what}  {names.printable(each.label)}", whole=True)

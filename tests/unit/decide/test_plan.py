@@ -62,7 +62,7 @@ def test_a_stale_download_goes_as_a_whole() -> None:
 
 def kept(label: str, *, ago: float, size: int, replaced: bool) -> Kept:
     found = entry(label, ago=ago, size=size)._replace(allocated=size)
-    return Kept(label, label, found, in_its_place=replaced, replaced=replaced)
+    return Kept(label, label, found, replaced, there=found if replaced else None)
 
 
 def purged(policy: Rules, *things: Kept) -> list[str]:

@@ -1,4 +1,4 @@
-"""What the unit of the server says, as systemd reads it: from its files, and from systemctl."""
+"""What the unit of the server says, as systemd reads it, and whether systemd has it off."""
 
 from __future__ import annotations
 
@@ -155,40 +155,34 @@ def test_a_file_of_variables_that_this_user_can_not_read(root: Path) -> None:
     assert found.unread == "/etc/secret"
 
 
-SHOWN = """\
-User=root
-Environment=HOME=/data "OLLAMA_MODELS=/a b"
-EnvironmentFiles=%s (ignore_errors=yes)
-ExecStartPre={ path=/x ; argv[]=/x/ollama-watch -q prepare ; ignore_errors=yes ; pid=0 }
-LoadState=%s
-UnitFileState=%s
-ActiveState=%s
-"""
-
-
 @pytest.mark.parametrize(
-    ("load", "file_state", "active", "idle"),
+    ("file_state", "active", "idle"),
     [
-        ("loaded", "enabled", "inactive", False),
-        ("loaded", "disabled", "inactive", True),
-        ("loaded", "disabled", "active", False),
-        ("not-found", "", "inactive", None),
+        ("enabled", "inactive", False),
+        ("disabled", "inactive", True),
+        ("masked", "inactive", True),
+        ("disabled", "active", False),
+        ("static", "inactive", False),
+        ("", "inactive", False),
     ],
 )
-def test_systemd_is_asked_where_it_runs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, load: str, file_state: str, active: str,
-    idle: bool | None,
-) -> None:  # fmt: skip
-    variables = put(tmp_path, "variables", "OLLAMA_NOPRUNE=1\n")
-    shown = put(tmp_path, "shown", SHOWN % (variables, load, file_state, active))
-    put(tmp_path, "bin/systemctl", f"#!/bin/sh\ncat {shown}\n").chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=os.pathsep)
-    monkeypatch.setattr(unit, "from_files", lambda _: None)
-    found = unit.find()
-    if idle is None:
-        assert found is None
-        return
-    assert found is not None
-    assert (found.store, found.home, found.idle) == ("/a b", "/data", idle)
-    assert found.variables["OLLAMA_NOPRUNE"] == "1"
-    assert found.prepares("/any")
+def test_systemd_says_whether_it_is_off(
+    root: Path, monkeypatch: pytest.MonkeyPatch, file_state: str, active: str, idle: bool
+) -> None:
+    shown = put(root, "shown", f"UnitFileState={file_state}\nActiveState={active}\n")
+    put(root, "bin/systemctl", f"#!/bin/sh\ncat {shown}\n").chmod(0o755)
+    monkeypatch.setenv("PATH", str(root / "bin"), prepend=os.pathsep)
+    found = read(root, "Environment=HOME=/data")
+    monkeypatch.setattr(unit, "from_files", lambda: found)
+    assert unit.find() == found._replace(idle=idle)
+
+
+def test_where_no_systemd_answers_it_is_not_off(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = read(root, "Environment=HOME=/data")
+    monkeypatch.setattr(unit, "from_files", lambda: found)
+    for path in (str(root / "nothing"), str(root / "bin")):
+        put(root, "bin/systemctl", "#!/bin/sh\nexit 1\n").chmod(0o755)
+        monkeypatch.setenv("PATH", path)
+        assert unit.find() == found

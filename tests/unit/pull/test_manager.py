@@ -656,10 +656,10 @@ def test_reset_refuses_a_model_that_a_server_pulls(
 CHILD = """
 import sys, threading
 from watcher import ModelDownloadManager, StoreFiles
-from watcher.model import Policy
+from watcher.config import Settings
 from watcher.pull.account import Options
 store, server, *models = sys.argv[1:]
-policy = Policy(writers_visible=True)
+policy = Settings(writers_visible=True)
 manager = ModelDownloadManager(StoreFiles(store), server=server, policy=policy)
 failed = []
 def pull(model):
