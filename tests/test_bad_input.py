@@ -237,7 +237,7 @@ def test_a_folder_that_others_may_not_list_has_any_name(
     open_parents(models.path)
     for words in (["--json"], []):
         command = as_nobody(["-m", "watcher", "--store", str(models.path), *words, "audit"])
-        calm(subprocess.run(command, capture_output=True, timeout=60), 1)
+        calm(subprocess.run(command, capture_output=True, timeout=120), 1)
 
 
 @needs_root
@@ -253,7 +253,7 @@ def test_a_folder_whose_names_others_see_and_no_more_is_reported(
     open_parents(models.path)
     folder.chmod(0o744)
     command = as_nobody(["-m", "watcher", "--store", str(models.path), "--json", "audit"])
-    document = json.loads(calm(subprocess.run(command, capture_output=True, timeout=60), 1).stdout)
+    document = json.loads(calm(subprocess.run(command, capture_output=True, timeout=120), 1).stdout)
     told = [each for each in document["findings"] if each["kind"] == "store_unlisted"]
     assert [each["path"] for each in told] == [where]
 
@@ -356,7 +356,9 @@ def test_each_odd_digest_alone(audit: Callable[..., Any], models: Store, raw: by
 def test_a_manifest_with_an_absurd_size_costs_nothing(run: Run, models: Store, parts: str) -> None:
     digest = models.broken(parts)
     models.manifest("m/latest", {digest: 2**63 - 1})
-    done = run("--store", str(models.path), "--json", "audit", preexec_fn=little_memory, timeout=20)
+    done = run(
+        "--store", str(models.path), "--json", "audit", preexec_fn=little_memory, timeout=120
+    )
     assert len(json.loads(calm(done, 0, 1).stdout)["downloads"]) == 1
 
 
@@ -377,9 +379,9 @@ def test_five_thousand_sidecars_of_one_digest(run: Run, models: Store) -> None:
         text = '{"N":%d,"Offset":%d,"Size":%d,"Completed":0}\n'
         path.write_text(text % (number, offset, size - 10))
         age(path, "9d")
-    done = run("--store", str(models.path), "--json", "audit", timeout=20)
+    done = run("--store", str(models.path), "--json", "audit", timeout=120)
     assert conditions(json.loads(calm(done, 1).stdout)) == ["blocked"]
-    calm(run("--store", str(models.path), "clean", "-n", timeout=20), 1, 3)
+    calm(run("--store", str(models.path), "clean", "-n", timeout=120), 1, 3)
 
 
 # ---------------------------------------------------------------- kinds of entries
@@ -460,7 +462,7 @@ def test_files_that_come_and_go_all_the_time(run: Run, models: Store) -> None:
     thread.start()
     try:
         for _ in range(20):
-            calm(run("--store", str(models.path), "--json", "audit", timeout=20), 0, 1)
+            calm(run("--store", str(models.path), "--json", "audit", timeout=120), 0, 1)
     finally:
         stop.set()
         thread.join()
@@ -482,7 +484,7 @@ def test_a_store_that_goes_and_comes_all_the_time(run: Run, models: Store, tmp_p
     thread.start()
     try:
         for _ in range(15):
-            calm(run("--store", str(models.path), "--json", "audit", timeout=20), 0, 1, 10)
+            calm(run("--store", str(models.path), "--json", "audit", timeout=120), 0, 1, 10)
     finally:
         stop.set()
         thread.join()
@@ -550,7 +552,7 @@ def nobodys(
 
     def call(*words: str) -> Done:
         command = as_nobody(["-W", "error", "-m", "watcher", *words])
-        return subprocess.run(command, capture_output=True, timeout=60)
+        return subprocess.run(command, capture_output=True, timeout=120)
 
     return call
 
@@ -568,7 +570,7 @@ def test_without_permission_the_exact_command_is_printed(
     _, python, *words = shlex.split(said[said.index("sudo ") :].splitlines()[0])
     assert Path(python).name.startswith("python")
     again = {**environment(tmp_path), "PYTHONPATH": str(nobodys_package)}
-    done = subprocess.run([sys.executable, *words], capture_output=True, env=again, timeout=60)
+    done = subprocess.run([sys.executable, *words], capture_output=True, env=again, timeout=120)
     assert json.loads(calm(done, 0, 1).stdout)["store"]["path"] == str(models.path)
 
 
@@ -703,8 +705,8 @@ def test_anything_in_place_of_our_own_files(
             path.symlink_to(outside)
         case _:
             os.mkfifo(path)
-    calm(run("--store", str(models.path), "audit", timeout=20), 0, 1)
-    calm(run("--store", str(models.path), "clean", "--yes", timeout=20), 0, 1, 3, 4)
+    calm(run("--store", str(models.path), "audit", timeout=120), 0, 1)
+    calm(run("--store", str(models.path), "clean", "--yes", timeout=120), 0, 1, 3, 4)
     assert os.listdir(outside) == []
 
 
@@ -837,7 +839,7 @@ def run_shell(script: str, models: Store) -> Done:
         ["sh", "-c", script, sys.executable, str(models.path)],
         capture_output=True,
         env=environment(models.path.parent),
-        timeout=60,
+        timeout=120,
     )
 
 
@@ -856,7 +858,7 @@ def test_ctrl_c_ends_with_130(models: Store) -> None:
     while not _has_open(child.pid, pipe) and time.monotonic() < until:
         time.sleep(0.01)
     child.send_signal(signal.SIGINT)
-    out, said = child.communicate(timeout=30)
+    out, said = child.communicate(timeout=120)
     os.close(held)
     calm(subprocess.CompletedProcess([], child.returncode, out, said), 130)
     assert b"interrupted" in said

@@ -205,7 +205,7 @@ class Machine(NamedTuple):
         )
         return subprocess.run(
             ["bash", "-c", command + yes],
-            capture_output=True, env=self.environment, timeout=60, cwd="/", check=False,
+            capture_output=True, env=self.environment, timeout=120, cwd="/", check=False,
         )  # fmt: skip
 
 
@@ -305,7 +305,7 @@ def test_who_may_not_change_the_store_is_given_sudo_where_it_helps(
     machine.store.orphan()
     open_parents(machine.store.path)
     looks = as_nobody(["-m", "watcher", "--store", str(machine.store.path), "--json", "audit"])
-    seen = subprocess.run(looks, capture_output=True, timeout=60)
+    seen = subprocess.run(looks, capture_output=True, timeout=120)
     findings = json.loads(seen.stdout)["findings"]
     commands = [each["command"] for each in findings if each["command"]]
     assert len(commands) >= 2

@@ -102,7 +102,7 @@ def show(tmp_path: Path) -> Iterator[Show]:
 
 @pytest.mark.usefixtures("own_server")
 def test_it_runs_its_story_and_leaves_nothing(show: Show, tmp_path: Path) -> None:
-    assert show.process.wait(60) == 0, show.told
+    assert show.process.wait(120) == 0, show.told
     at = [show.told.find(words) for words in STORY]
     assert -1 not in at, show.told
     assert at == sorted(at)
@@ -184,6 +184,6 @@ def test_the_settings_of_this_machine_are_not_the_demo_s(tmp_path: Path) -> None
 def test_ctrl_c_ends_it_and_leaves_nothing(show: Show, when: str) -> None:
     wait_until(lambda: when in show.told, when, 60)
     os.killpg(show.process.pid, signal.SIGINT)
-    assert show.process.wait(20) == 130, show.told
+    assert show.process.wait(120) == 130, show.told
     assert "Traceback" not in show.told
     wait_until(lambda: show.left() == [], "its processes to end", 10)

@@ -29,7 +29,7 @@ SCHEMA = json.loads((Path(watcher.show.__path__[0]) / "df.schema.json").read_tex
 def du(*paths: Path | str, by: Sequence[str] = ()) -> int:
     """Allocated bytes as ``du`` counts them; `by`: what the command is run by."""
     command = [*by, "du", "--summarize", "--total", "--block-size=1", *map(str, paths)]
-    told = subprocess.run(command, capture_output=True, timeout=60).stdout
+    told = subprocess.run(command, capture_output=True, timeout=120).stdout
     return int(told.splitlines()[-1].split()[0])
 
 
@@ -200,7 +200,7 @@ def test_a_folder_that_cannot_be_listed_is_reported(
     (unsearchable / "inside").write_bytes(b"x" * 5000)
     unsearchable.chmod(0o744)
     command = as_nobody(["-m", "watcher", "--store", str(models.path), "df", "--json"])
-    done = subprocess.run(command, capture_output=True, timeout=60, cwd="/")
+    done = subprocess.run(command, capture_output=True, timeout=120, cwd="/")
     assert done.returncode == 4, done.stderr.decode()
     assert done.stdout, done.stderr.decode()
     made = json.loads(done.stdout)

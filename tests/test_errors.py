@@ -79,7 +79,7 @@ def test_a_machine_without_proc(full: Store, tmp_path: Path, command: str) -> No
         "sh",
         *words,
     ]
-    done = subprocess.run(script, capture_output=True, env=environment(tmp_path), timeout=60)
+    done = subprocess.run(script, capture_output=True, env=environment(tmp_path), timeout=120)
     told = said(done, 4)
     assert "/proc" in told
     assert "no store" not in told
@@ -93,7 +93,7 @@ def fails(
     trace = ["strace", "-f", "-o", "/dev/null", "-P", str(path), "-e", inject]
     words = [sys.executable, "-m", "watcher", "--store", str(store.path), *command.split()]
     done = subprocess.run(
-        [*trace, *words], capture_output=True, env=environment(tmp_path), timeout=60
+        [*trace, *words], capture_output=True, env=environment(tmp_path), timeout=120
     )
     if "PTRACE" in done.stderr.decode(errors="replace"):
         pytest.skip("strace may not trace")
@@ -172,7 +172,7 @@ def test_interrupted_while_it_is_loaded(module: str, full: Store, tmp_path: Path
     with subprocess.Popen(words, env=env, **pipes) as process:  # type: ignore[call-overload]
         assert process.stdout.readline() == b"here\n"
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=30)
+        out, err = process.communicate(timeout=120)
         done = Done(words, process.returncode, out, err)
     assert "interrupted" in said(done, 130)
 
@@ -191,7 +191,7 @@ sys.exit(main(["demo"]))
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", script],
         capture_output=True,
-        timeout=60,
+        timeout=120,
         env=environment(tmp_path) | {"TMPDIR": str(tmp_path)},
     )
     assert "interrupted" in said(done, 130)
@@ -205,7 +205,7 @@ def test_a_module_that_can_not_be_loaded_is_reported_without_a_traceback(
     (broken / "click.py").write_text("import no_such_module_anywhere\n")
     words = [sys.executable, "-m", "watcher", "--store", str(full.path), "audit"]
     env = {**environment(tmp_path), "PYTHONPATH": str(broken)}
-    done = subprocess.run(words, capture_output=True, env=env, timeout=60)
+    done = subprocess.run(words, capture_output=True, env=env, timeout=120)
     assert "no_such_module_anywhere" in said(done, 4)
 
 

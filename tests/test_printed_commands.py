@@ -71,7 +71,7 @@ class Scene:
         if self.inside:
             command = [*self.inside, *command[command.index("setpriv") :]]
         done = subprocess.run(
-            command, capture_output=True, text=True, timeout=60, cwd="/", check=False
+            command, capture_output=True, text=True, timeout=120, cwd="/", check=False
         )
         assert "Traceback" not in done.stderr, done.stderr
         return done
@@ -307,14 +307,14 @@ def test_the_limit_of_open_files_is_raised_by_the_command(scene: Scene) -> None:
     words = [sys.executable, "-m", "watcher", "--store", str(scene.store.path), "audit"]
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     done = subprocess.run(
-        words, capture_output=True, text=True, env=environment(scene.folder), timeout=60,
+        words, capture_output=True, text=True, env=environment(scene.folder), timeout=120,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (8, most)),
     )  # fmt: skip
     assert done.returncode == 4
     script = f"ulimit -Sn 8; {printed(done)}; exec {shlex.join(words)}"
     again = subprocess.run(
         ["sh", "-c", script],
-        capture_output=True, text=True, env=environment(scene.folder), timeout=60,
+        capture_output=True, text=True, env=environment(scene.folder), timeout=120,
     )  # fmt: skip
     assert again.returncode == 0, again.stderr
 
@@ -362,7 +362,7 @@ def test_who_has_the_port_is_shown_by_the_command(scene: Scene) -> None:
         words = ["--store", str(scene.store.path), *named, "daemon"]
         done = subprocess.run(
             [sys.executable, "-m", "watcher", *words],
-            capture_output=True, text=True, env=environment(scene.folder), timeout=60,
+            capture_output=True, text=True, env=environment(scene.folder), timeout=120,
         )  # fmt: skip
         assert done.returncode == 4
         shown = scene.paste(printed(done), 0)
@@ -433,7 +433,7 @@ def interrupted(scene: Scene, words: Sequence[str], when: str) -> Done:
             assert line, told
             told += line
         process.send_signal(signal.SIGINT)
-        told += process.communicate(timeout=60)[0]
+        told += process.communicate(timeout=120)[0]
         limit.cancel()
     return Done(call, process.returncode, told, "")
 

@@ -604,7 +604,7 @@ def test_status_watches_the_stores_of_several_owners(tmp_path: Path, end: signal
             told = [json.loads(watches.stdout.readline())["store"] for _ in range(5)]
             # As a terminal does it, and a service manager.
             os.killpg(watches.pid, end)
-            code = watches.wait(30)
+            code = watches.wait(120)
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(watches.pid, signal.SIGKILL)
@@ -634,7 +634,7 @@ def test_a_signal_to_root_ends_the_child_too(tmp_path: Path) -> None:
         while not children.read_text().split():
             assert waits.poll() is None
         waits.send_signal(signal.SIGTERM)
-        waits.communicate(timeout=60)
+        waits.communicate(timeout=120)
         assert waits.returncode != 0
     finally:
         os.killpg(holder.pid, signal.SIGKILL)
@@ -668,7 +668,7 @@ def test_an_owner_who_stops_the_run_on_their_store_stops_no_other(
             while runs.poll() is None and child in of_owner():
                 os.kill(child, number)
                 time.sleep(0.1)
-            assert runs.wait(60) == 4
+            assert runs.wait(120) == 4
     finally:
         holder.kill()
         holder.wait()
@@ -794,7 +794,7 @@ def test_from_such_an_installation_the_queue_runs_as_well(
         server.start().wait_ready()
         for model in (first, second):
             assert driven(store.path, "queue", "add", model.name, env=given).returncode == 0
-        daemon.wait_event("pull_completed", timeout=30)
+        daemon.wait_event("pull_completed")
         assert is_right(store.path, first.digests[0])
         registry.wait_held(second.digests[0], 1)
         (driver,) = [each for each in below(daemon.pid) if not below(each)]
@@ -804,7 +804,7 @@ def test_from_such_an_installation_the_queue_runs_as_well(
         processes = below(daemon.pid)
         os.kill(daemon.pid, end)
         # Where servers run that it can't see into, it waits longer before it closes a request.
-        assert daemon.wait_exit(90) == (0 if end is signal.SIGTERM else -end)
+        assert daemon.wait_exit() == (0 if end is signal.SIGTERM else -end)
         registry.release()
         wait_until(lambda: not any(map(lives, processes)), "their end")
         assert daemon.of("error") == []

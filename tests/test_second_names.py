@@ -328,7 +328,7 @@ def test_another_users_blob_gets_none_and_says_nothing_of_the_store(
         "print(repr(second_names.keep(Host(sys.argv[1]), sys.argv[2:])))"
     )
     words = as_nobody(["-c", code, str(here.store.path), here.digest, here.store.digests[0]])
-    done = subprocess.run(words, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120)
     assert done.stdout == "''\n", done.stderr
     assert not list(here.store.ours.glob("transfers/*"))
 

@@ -314,7 +314,7 @@ def on_a_terminal(command: list[str], answer: bytes, env: dict[str, str]) -> tup
         pass  # how a terminal says that the other end is closed
     finally:
         os.close(ours)
-    return process.wait(timeout=60), said.decode().replace("\r\n", "\n")
+    return process.wait(timeout=120), said.decode().replace("\r\n", "\n")
 
 
 def test_a_terminal_shows_the_files_before_it_asks(root: Path, tmp_path: Path) -> None:
@@ -446,7 +446,7 @@ class Machine:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=120,
             check=False,
         )
         assert "Traceback" not in done.stderr

@@ -40,7 +40,7 @@ def test_closed_streams_do_no_harm(
     command = [sys.executable, "-W", "error", "-m", "watcher", "--store", str(models.path), *words]
     done = subprocess.run(
         ["sh", "-c", f'"$@" {closed}', "sh", *command],
-        env=environment(tmp_path), capture_output=True, text=True, timeout=60, check=False,
+        env=environment(tmp_path), capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, "")
 
@@ -68,7 +68,7 @@ def test_a_working_directory_that_is_gone(
     done = subprocess.run(
         ["sh", "-c", IN_A_GONE_FOLDER, str(tmp_path / "gone"), *command],
         env={**environment(tmp_path), "OLLAMA_MODELS": "models"},
-        capture_output=True, text=True, timeout=60, check=False,
+        capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     assert done.returncode == code, done.stderr
     assert told in done.stderr
@@ -118,7 +118,7 @@ def test_service_goes_by_the_unit_and_the_drop_ins_of_the_root(
     (root / "etc/vars").write_text("OLLAMA_MODELS=/by/file\n")
     done = subprocess.run(
         [sys.executable, "-W", "error", str(script), "service", "show", "--root", str(root)],
-        env=environment(tmp_path), capture_output=True, text=True, timeout=60, check=True,
+        env=environment(tmp_path), capture_output=True, text=True, timeout=120, check=True,
     )  # fmt: skip
     group = {"me": "friends"}.get(user, user)
     assert f"--store {store} daemon" in done.stdout

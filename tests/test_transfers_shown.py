@@ -388,7 +388,7 @@ def test_who_may_only_read_sees_it_and_who_has_it(
 ) -> None:
     def seen() -> dict[str, Any]:
         words = ["-m", "watcher", "--store", str(here.store.path), "audit", "--json"]
-        done = subprocess.run(as_user(words), capture_output=True, timeout=60, check=False)
+        done = subprocess.run(as_user(words), capture_output=True, timeout=120, check=False)
         (download,) = json.loads(done.stdout)["downloads"]
         return dict(download)
 

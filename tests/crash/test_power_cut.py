@@ -590,7 +590,7 @@ def test_bytes_that_the_disk_refuses_are_not_claimed(registry: Registry, disk: D
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
     )
     if "ptrace" in done.stderr:
         pytest.skip("strace may not trace here")
@@ -662,7 +662,7 @@ def test_a_stop_leaves_a_stuck_sync_behind(tmp_path: Path, monkeypatch: pytest.M
     os.close(lock)
     os.close(writer)
     again = os.open(tmp_path / "lock", os.O_RDWR)
-    wait_until(lambda: _locks(again), "the lock", timeout=10)
+    wait_until(lambda: _locks(again), "the lock", timeout=120)
     os.set_blocking(reader, False)
     assert os.read(reader, 1) == b""
     for fd in (reader, again):

@@ -24,7 +24,7 @@ REPAIRS = {"OLLAMA_WATCH_REPAIR": "true"}
 def listener(tmp_path: Path) -> Iterator[socket.socket]:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as opened:
         opened.bind(str(tmp_path / "notify"))
-        opened.settimeout(20)
+        opened.settimeout(120)
         yield opened
 
 
@@ -136,7 +136,7 @@ def test_the_check_at_the_start_is_readable_on_a_terminal(store: HealthyStore) -
         log = store.ours / "logs/events.jsonl"
         wait_until(lambda: log.exists() and "partial_cleaned" in log.read_text(), "the clean-up")
         process.terminate()
-        out, told = process.communicate(timeout=20)
+        out, told = process.communicate(timeout=120)
     finally:
         process.kill()
     assert out == ""

@@ -181,7 +181,7 @@ def test_another_user_reads_it_or_is_shown_how(
 
     def read(*words: str) -> subprocess.CompletedProcess[str]:
         mine = ["-m", "watcher", "--store", str(store.path), "log", *words]
-        return subprocess.run(as_nobody(mine), capture_output=True, text=True, timeout=60)
+        return subprocess.run(as_nobody(mine), capture_output=True, text=True, timeout=120)
 
     assert read().stdout.endswith("  x\n")
     for path in (store.ours / "logs/events.jsonl", store.ours, store.path):
@@ -252,7 +252,7 @@ def test_log_follow_waits_for_a_missing_log_and_follows_it_through_rotation(
     following.wait("first", *map(str, range(20)), "half")
     assert tell_before == 21
     following.process.send_signal(signal.SIGINT)
-    _, errors = following.process.communicate(timeout=20)
+    _, errors = following.process.communicate(timeout=120)
     assert (following.process.returncode, errors) == (130, b"")
 
 
@@ -277,7 +277,7 @@ def test_only_one_store_can_be_followed(store: HealthyStore, tmp_path: Path) -> 
     tell(other, event("there"))
     assert told(store, "--since", "1970-01-01") == ["here"]
     both = command(store.path, "--store", str(other.path), "log", "--json")
-    done = subprocess.run(both, env=environment(store.path), capture_output=True, timeout=60)
+    done = subprocess.run(both, env=environment(store.path), capture_output=True, timeout=120)
     assert [json.loads(each)["message"] for each in done.stdout.splitlines()] == ["here", "there"]
     done = subprocess.run([*both, "--follow"], env=environment(store.path), capture_output=True)
     assert done.returncode == 2

@@ -22,7 +22,7 @@ def free_port() -> int:
 
 
 def answers(port: int) -> bool:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
     with contextlib.closing(connection), contextlib.suppress(OSError):
         connection.request("GET", "/status.json")
         with connection.getresponse() as answer:

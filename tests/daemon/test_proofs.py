@@ -150,7 +150,7 @@ def test_stop_ends_asking(store: HealthyStore) -> None:
 
     def registry_length(_: ModelName, of: str) -> int | None:
         asked.append(of)
-        goes_on.wait(30)
+        goes_on.wait(120)
         return None
 
     tried = Scrub(Host(str(store.path), registry_length=registry_length), pytest.fail)

@@ -273,7 +273,7 @@ def test_a_store_made_anew_is_taken_by_the_service_again(store: HealthyStore) ->
             stderr=subprocess.PIPE,
         )
         try:
-            _, errors = process.communicate(timeout=60)
+            _, errors = process.communicate(timeout=120)
         except subprocess.TimeoutExpired:
             process.kill()
             process.communicate()

@@ -28,7 +28,7 @@ from watcher.model import DAY, Due
 from watcher.service import triggers as module
 from watcher.service.triggers import MOST_DIGESTS, Digests, Triggers
 
-PATIENCE = 20.0
+PATIENCE = 120.0
 
 
 class Watching:
@@ -412,7 +412,7 @@ def _limited(
         env=environment(store.path.parent),
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
     )
     if done.returncode and ("unshare" in done.stderr or "/proc/sys/user" in done.stderr):
         pytest.skip("no user namespaces here")
@@ -533,7 +533,7 @@ def test_a_folder_that_may_not_be_read_is_named(
     )
     store.blobs.chmod(0o711)
     command = as_nobody(["-c", script, str(store.path)])
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.stderr == ""
     assert f"{store.blobs}: Permission denied" in done.stdout
 

@@ -207,7 +207,7 @@ class Pod(NamedTuple):
     def run(self, container: Object, pod: Object) -> str:
         """Run a container to its end, which must be a good one; what it has printed."""
         process = self.start(container, pod)
-        told = process.communicate(timeout=60)[0].decode()
+        told = process.communicate(timeout=120)[0].decode()
         assert process.returncode == 0, told
         assert "Traceback" not in told, told
         return told
@@ -297,7 +297,7 @@ def test_the_containers_do_their_work_with_the_rights_that_they_have(
                 lambda: metric(port, process, 'downloads{condition="paused"') == 2, "its end"
             )
             os.killpg(process.pid, signal.SIGTERM)
-            told, _ = process.communicate(timeout=30)
+            told, _ = process.communicate(timeout=120)
     assert b"Traceback" not in told
 
 
@@ -313,7 +313,7 @@ def metric(port: int, process: subprocess.Popen[bytes], name: str) -> float | No
     """The value of a daemon's sample, from its name on; None before there is one."""
     assert process.poll() is None, process.communicate()[0]
     with contextlib.suppress(OSError):
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=120) as answer:
             lines = answer.read().decode().splitlines()
         found = [each for each in lines if each.startswith(f"ollama_watch_{name}")]
         return float(found[0].rpartition(" ")[2]) if found else None

@@ -38,7 +38,7 @@ def stranger(
         open_parents(store.path)
         store.path.chmod(0o755)
         words = as_nobody(["-m", "watcher", "--store", str(store.path), "--json", "audit"])
-        done = subprocess.run(words, capture_output=True, timeout=60, env=environment(tmp_path))
+        done = subprocess.run(words, capture_output=True, timeout=120, env=environment(tmp_path))
         assert done.returncode == 1, done.stderr
         document: dict[str, Any] = json.loads(done.stdout)
         return document
@@ -97,7 +97,7 @@ def test_a_repair_reports_what_the_server_can_not_use(tmp_path: Path) -> None:
     os.chown(store.manifests / LIBRARY, 0, 0)
     done = subprocess.run(
         command(store.path, "repair", "-n", "--offline"),
-        capture_output=True, text=True, timeout=60, env=environment(tmp_path),
+        capture_output=True, text=True, timeout=120, env=environment(tmp_path),
     )  # fmt: skip
     assert done.returncode == 1
     assert "nothing to repair" not in done.stdout

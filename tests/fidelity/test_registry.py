@@ -34,7 +34,7 @@ def ask(
     registry: Registry, path: str, headers: Mapping[str, str] | None = None, method: str = "GET"
 ) -> Answer:
     """A request, and as much of the answer as came."""
-    connection = http.client.HTTPConnection(registry.host, timeout=10)
+    connection = http.client.HTTPConnection(registry.host, timeout=120)
     connection.request(method, path, headers=dict(headers or {}))
     response = connection.getresponse()
     body, error = b"", None
@@ -169,7 +169,7 @@ def test_stall_and_hang_last_until_they_are_removed(
     thread.join(0.15)
     assert not answers
     registry.remove_fault(fault)
-    thread.join(5)
+    thread.join(120)
     assert answers
     # The next request is well: `times` is spent.
     assert ask(registry, data(model)).body == truth(registry, model)
@@ -213,7 +213,7 @@ def test_gate(gate: dict[str, Any], held: int, registry: Registry, model: Model)
     wait_until(lambda: registry.held(digest) == [50], "the next gate")
     assert not answers
     registry.release(digest)
-    thread.join(5)
+    thread.join(120)
     assert answers[0].body == truth(registry, model)[10:100]
     assert registry.held(digest) == []
 
@@ -231,7 +231,7 @@ def process() -> Iterator[str]:
 def test_process_is_controlled_by_http(process: str) -> None:
     def control(order: object) -> Any:
         request = urllib.request.Request(process + "/_control", json.dumps(order).encode())
-        with urllib.request.urlopen(request, timeout=10) as answer:
+        with urllib.request.urlopen(request, timeout=120) as answer:
             return json.load(answer)
 
     layers = [{"size": SIZE, "zeros": [[5, 9]]}]
@@ -240,10 +240,10 @@ def test_process_is_controlled_by_http(process: str) -> None:
     digest = model["digests"][0]
     control({"fault": {"kind": "page", "status": 503, "times": 1}, "throttle": 1e9})
     with pytest.raises(urllib.request.HTTPError):
-        urllib.request.urlopen(f"{process}/data/{digest}", timeout=10)
-    with urllib.request.urlopen(f"{process}/data/{digest}", timeout=10) as answer:
+        urllib.request.urlopen(f"{process}/data/{digest}", timeout=120)
+    with urllib.request.urlopen(f"{process}/data/{digest}", timeout=120) as answer:
         assert "sha256:" + hashlib.sha256(answer.read()).hexdigest() == digest
-    with urllib.request.urlopen(process + "/_stats", timeout=10) as answer:
+    with urllib.request.urlopen(process + "/_stats", timeout=120) as answer:
         assert json.load(answer)["bytes"] == {digest: SIZE}
     control({"hold": {"digest": digest, "after": 10}, "release": None})
     assert control({"reset_stats": True})["bytes"] == {}

@@ -276,7 +276,7 @@ def test_port_opens_before_the_start_and_http_answers_after_it(
         assert left(store) == {ORPHAN_BLOB}
         assert "Listening on" not in server.log
         wait_until(lambda: feed(pipe, manifest()) and "Listening on" in server.log, "the start")
-        connection.settimeout(10)
+        connection.settimeout(120)
         assert connection.recv(4) == b"HTTP"
     assert left(store) == set()
 

@@ -124,7 +124,7 @@ class Pull:
     def end(self) -> int:
         """Wait for its end; its exit code."""
         try:
-            return self._process.wait(60)
+            return self._process.wait(120)
         except subprocess.TimeoutExpired:
             raise AssertionError(f"it does not end:\n{self.printed}") from None
 

@@ -287,7 +287,7 @@ def test_a_store_that_is_named_gets_the_model_whatever_store_the_server_has(
         env=environment(named, {"OLLAMA_HOST": server.url}),
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
         check=False,
     )
     assert done.returncode == 0, done.stderr
@@ -312,7 +312,7 @@ def test_a_store_that_this_user_can_t_change(
     wanted = model(registry)
     words = ["-m", "watcher", "--store", str(store), "pull", "--insecure", "--host", server.url]
     done = subprocess.run(
-        as_nobody([*words, wanted.name]), capture_output=True, text=True, timeout=60, check=False
+        as_nobody([*words, wanted.name]), capture_output=True, text=True, timeout=120, check=False
     )
     # The interpreter of this fixture may lack what a download takes; what counts comes before.
     assert re.search("the server downloads it: .* can't be changed by this user", done.stdout)
@@ -349,7 +349,7 @@ def test_a_closed_pipe_ends_the_pull_and_keeps_its_bytes(
         pass
     process.stdout.close()
     assert process.stderr is not None
-    assert (process.stderr.read(), process.wait(60)) == ("", 4)
+    assert (process.stderr.read(), process.wait(120)) == ("", 4)
     process.stderr.close()
     (record,) = json.loads((store / ".ollama-watch/models.json").read_bytes())["models"].values()
     assert record["state"] == "error", "it is not said to go on"

@@ -102,7 +102,7 @@ def test_many_at_once_come_to_the_end_of_one(store: HealthyStore) -> None:
         )
         for _ in range(4)
     ]
-    ended = [(process.communicate(timeout=60)[1], process.returncode) for process in running]
+    ended = [(process.communicate(timeout=120)[1], process.returncode) for process in running]
     assert {code for _, code in ended} <= {0, 3}, ended
     assert run(store.path, "clean", "--yes").returncode == 0
     assert sorted(path.name[7:] for path in store.blobs.iterdir()) == sorted(store.digests)
@@ -137,7 +137,7 @@ def test_repairs_and_clean_ups_at_once_come_to_the_end_of_one_after_another(
         )
         for words in [("repair", "--offline"), ("clean",)] * 2
     ]
-    ended = [(process.communicate(timeout=60)[1], process.returncode) for process in running]
+    ended = [(process.communicate(timeout=120)[1], process.returncode) for process in running]
     assert {code for _, code in ended} <= {0, 3}, ended
     for words in (("repair", "--offline"), ("clean",)):
         assert run(store.path, *words, "--yes").returncode == 0

@@ -257,7 +257,7 @@ def test_a_signal_ends_it_between_two_acts_with_everything_in_order(
     try:
         wait_until(lambda: any(is_new(store.partial(each, 1)) for each in digests), "the first")
         process.send_signal(number)
-        process.wait(60)
+        process.wait(120)
     finally:
         process.kill()
         process.wait()

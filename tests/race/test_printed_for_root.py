@@ -83,13 +83,13 @@ def test_no_printed_command_reaches_behind_a_planted_symlink(
     for words in (("audit",), ("repair", "-n", "--offline"), ("clean", "-n")):
         done = subprocess.run(
             command(store.path, "--json", *words),
-            env=environment(tmp_path), capture_output=True, timeout=60,
+            env=environment(tmp_path), capture_output=True, timeout=120,
         )  # fmt: skip
         assert b"Traceback" not in done.stderr
         printed = commands(json.loads(done.stdout))
         for each in printed:
             if not each.startswith("ollama "):
-                subprocess.run(["bash", "-c", each], env=environment(tmp_path), timeout=60)
+                subprocess.run(["bash", "-c", each], env=environment(tmp_path), timeout=120)
             assert tree(victim) == before, each
 
 
@@ -103,7 +103,7 @@ def test_no_command_is_printed_for_a_store_behind_a_planted_symlink(tmp_path: Pa
     for words in (("audit",), ("repair", "-n", "--offline"), ("clean", "-n")):
         done = subprocess.run(
             command(planted, "--json", *words),
-            env=environment(tmp_path), capture_output=True, timeout=60,
+            env=environment(tmp_path), capture_output=True, timeout=120,
         )  # fmt: skip
         assert commands(json.loads(done.stdout)) == []
 

@@ -194,7 +194,7 @@ def test_a_lock_that_others_could_open_is_not_replaced_while_one_of_ours_holds_i
         time.sleep(1.0)
         assert process.poll() is None
         assert path.stat().st_ino == before
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
     assert mode(path) == 0o600
 
@@ -208,7 +208,7 @@ def test_a_user_who_may_read_the_store_reads_state_and_logs(
             line = as_user(
                 ["-m", "watcher", "--store", str(store.path), *words], STRANGER, STRANGER
             )
-            done = subprocess.run(line, capture_output=True, text=True, timeout=60)
+            done = subprocess.run(line, capture_output=True, text=True, timeout=120)
             assert done.returncode == 0, (words, done.stderr)
             if "status" in words:
                 assert json.loads(done.stdout)["daemon"]["pid"] == daemon.pid
@@ -251,7 +251,7 @@ def put(path: Path, kind: str, outside: Path) -> None:
             (path / "something").touch()
         case _:
             words = [sys.executable, "-c", BIND, path.name]
-            subprocess.run(words, cwd=path.parent, check=True, timeout=20)
+            subprocess.run(words, cwd=path.parent, check=True, timeout=120)
 
 
 @pytest.mark.parametrize("kind", ["fifo", "link", "folder", "socket"])
@@ -318,7 +318,7 @@ def test_sigterm_ends_a_command_that_waits_for_a_lock(store: HealthyStore, name:
         )
         wait_until(lambda: waits(process.pid), "the command to wait for the lock")
         process.terminate()
-        process.wait(timeout=10)
+        process.wait(timeout=120)
 
 
 # ---------------------------------------------------------------- whose it is
@@ -397,7 +397,7 @@ def test_a_user_who_owns_no_blobs_leaves_no_folder_behind(
     subprocess.run(["rm", "-r", str(store.ours)], check=True)
     os.chown(store.path, STRANGER, STRANGER)
     line = as_user(["-m", "watcher", "--store", str(store.path), "verify"], STRANGER, STRANGER)
-    done = subprocess.run(line, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(line, capture_output=True, text=True, timeout=120)
     assert done.returncode == 4, done.stderr
     assert not store.ours.exists()
 
@@ -473,7 +473,7 @@ def test_neither_the_owner_nor_a_member_locks_the_other_out(
             ["sh", "-c", f'umask {umask}; exec "$@"', "sh", *line],
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=120,
         )
         assert done.returncode == 0, (user, done.stderr)
         assert "denied" not in done.stderr
@@ -496,7 +496,7 @@ def test_what_an_earlier_version_left_of_a_member_is_put_right_by_the_member_or_
 ) -> None:
     def verify(uid: int, gid: int, *groups: int) -> subprocess.CompletedProcess[str]:
         line = as_user(["-m", "watcher", "--store", str(shared.path), "verify"], uid, gid, groups)
-        return subprocess.run(line, capture_output=True, text=True, timeout=60)
+        return subprocess.run(line, capture_output=True, text=True, timeout=120)
 
     logs = shared.ours / "logs"
     logs.mkdir(parents=True)
@@ -529,7 +529,7 @@ def test_a_member_makes_no_folder_that_the_owner_of_the_blobs_could_not_write_to
     line = as_user(
         ["-m", "watcher", "--store", str(shared.path), "verify"], MEMBER, MEMBER, (GROUP,)
     )
-    done = subprocess.run(line, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(line, capture_output=True, text=True, timeout=120)
     assert "not in the store's group" in " ".join(done.stdout.split())
     assert not shared.ours.exists()
 
@@ -632,7 +632,7 @@ def test_an_item_is_driven_once_whatever_the_pid_namespace(folder: int, tmp_path
         assert first.stdout.readline().startswith("a:latest")
         for words in ((), alone):
             with driver(*words) as second:
-                assert second.communicate(timeout=60)[0] == "nothing\n"
+                assert second.communicate(timeout=120)[0] == "nothing\n"
         (item,) = queue.FILE.read(folder).line
         assert item.state is queue.ItemState.RUNNING
         first.kill()
@@ -640,5 +640,5 @@ def test_an_item_is_driven_once_whatever_the_pid_namespace(folder: int, tmp_path
     with driver() as third:
         assert third.stdout is not None
         assert third.stdout.readline().startswith("a:latest")
-        third.communicate(timeout=60)
+        third.communicate(timeout=120)
     assert queue.FILE.read(folder).line == ()

@@ -72,7 +72,7 @@ def test_three_kills_cost_the_budget_and_the_log_describes_each(
             wait_until(lambda k=killed: time.monotonic() > k + RESTART_SECONDS, "a second")  # type: ignore[misc]
             registry.reset_stats()
         server.start().wait_ready()
-        lines = server.pull(model.name, timeout=60)
+        lines = server.pull(model.name, timeout=120)
         assert lines[-1] == {"status": "success"}
         assert registry.bytes_served(digest) <= SIZE - told["bytes"]["claimed"]
         assert is_right(store.path, digest)

@@ -214,7 +214,7 @@ def test_a_command_goes_by_what_the_machine_counts(tmp_path: Path) -> None:
     def clean(counted: float) -> subprocess.CompletedProcess[str]:
         words = [*ALONE, *_counting(counted), *command(store.path, "clean", "--yes")]
         return subprocess.run(
-            words, env=environment(store.path), capture_output=True, text=True, timeout=60
+            words, env=environment(store.path), capture_output=True, text=True, timeout=120
         )
 
     assert clean(9 * DAY).returncode == 0
@@ -248,7 +248,7 @@ def test_a_daemon_goes_by_what_the_machine_counts(tmp_path: Path) -> None:
             wait_until(partial(_has_jumped, store, jumps), "the jump to be told")
             time.sleep(3)  # what it would do about it, it has time for
         process.send_signal(signal.SIGTERM)
-        assert process.wait(30) == 0
+        assert process.wait(120) == 0
     finally:
         process.kill()
         process.wait()

@@ -238,6 +238,6 @@ def test_starts_and_repairs_at_the_same_time_harm_neither(
             told = collapsed(server.pull(it.model.name))
     finally:
         over.set()
-        thread.join(60)
+        thread.join(120)
     assert told[-1] == "success"
     assert is_right(it.store, it.digest)

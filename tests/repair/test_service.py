@@ -261,7 +261,7 @@ def test_another_ordinary_user_is_refused(
     before = store.tree()
     words = ["-m", "watcher", "--store", str(store.path), "--json", "repair", "--yes"]
     # Of servers of others on this machine this user could not tell what store they have.
-    done = subprocess.run([*ALONE, *as_nobody(words)], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([*ALONE, *as_nobody(words)], capture_output=True, text=True, timeout=120)
     assert done.returncode == 3, done.stdout + done.stderr
     refused = json.loads(done.stdout)["plan"]["refusals"]
     assert {each["kind"] for each in refused} == {"owner"}

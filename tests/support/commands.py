@@ -28,7 +28,7 @@ _WARM = Path(__file__).with_name("warm")
 #: Nothing else of Python's or of the language's may be in an order's environment.
 _SPECIAL = ("PYTHON", "LC_", "LANG", "MALLOC")
 _USUAL = {"PYTHONPATH", "PYTHONWARNINGS", "LC_ALL"}
-_TIMEOUT = 60.0
+_TIMEOUT = 120.0
 #: For what the system shows of a process: its words, and as much for its environment.
 _ROOM = " " * 4000
 #: That of the tests, also where one of them names another Python.

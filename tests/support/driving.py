@@ -316,7 +316,7 @@ class Daemon:
         """Make sure that no process is left."""
         if self._process is not None and self._process.poll() is None:
             self._process.kill()
-            self._process.wait(30)
+            self._process.wait(120)
 
     @property
     def errors(self) -> str:
@@ -398,7 +398,7 @@ class Daemon:
         self._process.send_signal(number)
         return self.wait_exit()
 
-    def wait_exit(self, timeout: float = 20.0) -> int:
+    def wait_exit(self, timeout: float = TIMEOUT) -> int:
         """Wait for its end; the exit code."""
         assert self._process is not None
         return self._process.wait(timeout)

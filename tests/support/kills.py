@@ -45,7 +45,7 @@ class Breaker:
 
     def __exit__(self, *_: object) -> None:
         if self._process.poll() is None:
-            self._process.communicate(timeout=30)
+            self._process.communicate(timeout=120)
 
     @property
     def errors(self) -> str:

@@ -39,7 +39,7 @@ class Page(NamedTuple):
 
     def ask(self, path: str = "/", method: str = "GET", **headers: str) -> Answer:
         """One request; ``if_none_match`` is ``If-None-Match``."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)
         with contextlib.closing(connection):
             given = {name.replace("_", "-"): value for name, value in headers.items()}
             connection.request(method, path, headers=given)
@@ -73,7 +73,7 @@ def served(store: Path, *words: str, env: Mapping[str, str] | None = None) -> It
             assert address, found.read_text()
             yield Page(int(address[1]), process, found)
             process.send_signal(signal.SIGTERM)
-            assert process.wait(20) == 0, found.read_text()
+            assert process.wait(120) == 0, found.read_text()
             assert found.read_text() == ""
         finally:
             process.kill()

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from tests.support.servers import wait_until
 
-_TIMEOUT = 60.0
+_TIMEOUT = 120.0
 
 
 def free_port() -> int:

@@ -30,7 +30,7 @@ import watcher.demo
 
 from . import commands
 
-TIMEOUT = 30.0
+TIMEOUT = 120.0
 ROOT = Path(watcher.demo.__path__[0]).parents[1]
 Line = dict[str, Any]
 

@@ -295,7 +295,7 @@ def test_lines_of_several_processes_do_not_mix(folder: int, path: Path) -> None:
     for worker in workers:
         worker.start()
     for worker in workers:
-        worker.join(30)
+        worker.join(120)
     lines = (path / "log").read_bytes().splitlines()
     assert len(lines) == 100
     assert all(len(line) == 3000 and len(set(line)) == 1 for line in lines)

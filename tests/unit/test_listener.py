@@ -34,7 +34,7 @@ def ask(
     port: int, *lines: str, target: str = "/metrics", host: str = "127.0.0.1"
 ) -> tuple[int, str]:
     """The status and the body of a request with these headers."""
-    with socket.create_connection((host, port), timeout=10) as client:
+    with socket.create_connection((host, port), timeout=120) as client:
         text = "\r\n".join((f"GET {target} HTTP/1.1", *lines, "", ""))
         client.sendall(text.encode())
         answer = http.client.HTTPResponse(client)
@@ -106,7 +106,7 @@ def test_many_slow_clients_take_no_threads_and_few_descriptors(port: int) -> Non
     with contextlib.ExitStack() as slow:
         threads, before = threading.active_count(), descriptors()
         for _ in range(640):
-            client = slow.enter_context(socket.create_connection(("127.0.0.1", port), timeout=10))
+            client = slow.enter_context(socket.create_connection(("127.0.0.1", port), timeout=120))
             client.sendall(b"GET /")
         assert ask(port, "Host: localhost")[0] == 200
         assert threading.active_count() == threads
@@ -120,7 +120,7 @@ def test_the_time_limit_is_that_of_the_whole_request(
 ) -> None:
     """A byte now and then does not make it longer."""
     monkeypatch.setattr(listener, "_REQUEST_SECONDS", 0.5)
-    with socket.create_connection(("127.0.0.1", port), timeout=10) as client:
+    with socket.create_connection(("127.0.0.1", port), timeout=120) as client:
         client.settimeout(0.1)
 
         def ended() -> bool:
@@ -136,7 +136,7 @@ def test_the_time_limit_is_that_of_the_whole_request(
 
 
 def test_a_request_without_end_is_dropped(port: int) -> None:
-    with socket.create_connection(("127.0.0.1", port), timeout=10) as client:
+    with socket.create_connection(("127.0.0.1", port), timeout=120) as client:
         with contextlib.suppress(OSError):
             client.sendall(b"x" * 1_000_000)
         with contextlib.suppress(OSError):
@@ -171,12 +171,12 @@ def test_the_listener_ends_even_if_no_client_can_be_accepted(
 
     def lives() -> None:
         with listener.listening("127.0.0.1", 0, CollectorRegistry(), print):
-            tried.wait(10)
+            tried.wait(120)
 
     monkeypatch.setattr(socket.socket, "accept", refused)
     life = threading.Thread(target=lives, daemon=True)
     life.start()
-    life.join(10)
+    life.join(120)
     assert tried.is_set()
     assert not life.is_alive()
 
@@ -200,7 +200,7 @@ def test_an_error_of_accept_is_reported_once_and_does_not_spin(
 
 
 def test_an_answer_that_nobody_reads_keeps_nobody_waiting(port: int) -> None:
-    with socket.create_connection(("127.0.0.1", port), timeout=10) as client:
+    with socket.create_connection(("127.0.0.1", port), timeout=120) as client:
         client.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert ask(port, "Host: localhost")[0] == 200
 
@@ -211,7 +211,7 @@ def test_without_a_descriptor_left_it_waits_and_goes_on(
     monkeypatch.setattr(listener, "_PAUSE_SECONDS", 0.05)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with socket.socket() as client:
-        client.settimeout(10)
+        client.settimeout(120)
         free = os.dup(client.fileno())
         os.close(free)
         resource.setrlimit(resource.RLIMIT_NOFILE, (free, hard))
@@ -223,5 +223,5 @@ def test_without_a_descriptor_left_it_waits_and_goes_on(
                 client.recv(1)
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-        client.settimeout(10)
+        client.settimeout(120)
         assert client.recv(8) == b"HTTP/1.1"

@@ -33,7 +33,7 @@ def asked(port: socket.socket, answer: bytes | None) -> str | None:
             if answer is not None:
                 connection.sendall(answer)
             else:
-                ended.wait(10)
+                ended.wait(120)
 
     thread = threading.Thread(target=serve)
     thread.start()

@@ -32,7 +32,7 @@ class Work:
 
     def __call__(self) -> Made:
         self.count += 1
-        self.go_on.wait(20)
+        self.go_on.wait(120)
         if self.fails:
             raise FileNotFoundError(2, "No such file or directory", "/store")
         return Made(str(self.count), {})
@@ -114,7 +114,7 @@ def test_who_sends_a_byte_now_and_then_makes_room(port: int) -> None:
     """With waitress's own limits alone they would stay for as long as they like."""
     with contextlib.ExitStack() as opened:
         slow = [
-            opened.enter_context(socket.create_connection(("127.0.0.1", port), timeout=20))
+            opened.enter_context(socket.create_connection(("127.0.0.1", port), timeout=120))
             for _ in range(8)
         ]
         ended = threading.Event()
@@ -128,7 +128,7 @@ def test_who_sends_a_byte_now_and_then_makes_room(port: int) -> None:
 
         thread = threading.Thread(target=trickle)
         thread.start()
-        client = opened.enter_context(socket.create_connection(("127.0.0.1", port), timeout=20))
+        client = opened.enter_context(socket.create_connection(("127.0.0.1", port), timeout=120))
         client.sendall(REQUEST)
         assert client.recv(12) == b"HTTP/1.1 200"
         ended.set()

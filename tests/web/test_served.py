@@ -140,7 +140,7 @@ def test_requests_that_are_none_do_no_harm(page: Page) -> None:
         b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99999999\r\n\r\n",
         b"\0\0\r\n\r\n",
     ):
-        with socket.create_connection(("127.0.0.1", page.port), timeout=10) as client:
+        with socket.create_connection(("127.0.0.1", page.port), timeout=120) as client:
             client.sendall(raw)
             assert client.recv(100).split(b" ")[1][:1] == b"4"
     assert page.ask().status == 200

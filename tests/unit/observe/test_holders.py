@@ -418,7 +418,7 @@ def test_an_ordinary_user_sees_others_by_name_only(
     def looked(*pids: int) -> tuple[str, str, list[str]]:
         proc = machine_of(tmp_path / "proc", *pids)
         words = ["-c", LOOK, str(models.path), proc]
-        done = subprocess.run(as_nobody(words), capture_output=True, timeout=30, check=True)
+        done = subprocess.run(as_nobody(words), capture_output=True, timeout=120, check=True)
         found, why, unseen = json.loads(done.stdout)
         return found, why, unseen
 
@@ -445,7 +445,7 @@ def test_descriptors_that_can_be_listed_and_not_read_are_unseen(
     done = subprocess.run(
         [*less, sys.executable, "-c", LOOK, str(models.path), proc],
         capture_output=True,
-        timeout=30,
+        timeout=120,
         check=True,
     )
     found, _, unseen = json.loads(done.stdout)

@@ -79,7 +79,7 @@ def test_once_it_ends_nothing_begins_any_more(models: Store, runs: list[Run]) ->
     runs[0].process.turn(True)
     thread = runs[0].process._thread
     assert thread is not None
-    thread.join(20)
+    thread.join(120)
     assert (thread.is_alive(), runs[0].told, runs[0].warnings) == (False, [], [])
 
 

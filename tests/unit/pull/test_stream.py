@@ -44,7 +44,7 @@ class Peer:
                     self.asked += connection.recv(4096)
                 connection.sendall(raw)
                 if stays:
-                    connection.settimeout(30)
+                    connection.settimeout(120)
                     if not connection.recv(1):
                         self.closed_by_us.set()
 
@@ -72,7 +72,7 @@ class Peer:
     def close(self) -> None:
         self._listening.close()
         if hasattr(self, "_thread"):
-            self._thread.join(30)
+            self._thread.join(120)
 
 
 @pytest.fixture
@@ -196,7 +196,7 @@ def test_a_silent_one_can_be_left_at_any_time(peer: Peer, head: bytes) -> None:
     """Also one that is to close the connection after its answer, as some proxies are."""
     with peer.answer(head, stays=True) as stream:
         assert stream.next(0.3) is None
-    assert peer.closed_by_us.wait(10)
+    assert peer.closed_by_us.wait(120)
 
 
 def test_the_end_is_reported_again(peer: Peer) -> None:
