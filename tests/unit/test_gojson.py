@@ -10,14 +10,14 @@ from watcher.ollama import gojson
 @pytest.mark.parametrize(
     ("raw", "value"),
     [
-        (b"{}", {}),
-        (b" \r\n\t{} ", {}),
+        (b"{}", ()),
+        (b" \r\n\t{} ", ()),
         (b"null", None),
         (b"[]", []),
-        (b'{"a":1}\n{"b":2}', {"a": 1}),
-        (b'{"a":1}garbage', {"a": 1}),
-        (b'{"a":1}\0\0\0', {"a": 1}),
-        (b'{"a":"\xff"}', {"a": "\N{REPLACEMENT CHARACTER}"}),
+        (b'{"a":1}\n{"b":2}', (("a", 1),)),
+        (b'{"a":1}garbage', (("a", 1),)),
+        (b'{"a":1}\0\0\0', (("a", 1),)),
+        (b'{"a":"\xff"}', (("a", "\N{REPLACEMENT CHARACTER}"),)),
     ],
 )
 def test_the_first_value_counts_and_the_rest_does_not(raw: bytes, value: object) -> None:
@@ -43,8 +43,10 @@ def test_deep_nesting_is_an_error_and_no_crash(deep: bytes, depth: int) -> None:
 
 
 def number(raw: bytes) -> int:
-    value = gojson.record(gojson.first_value(raw), "it")
-    return gojson.int64(value, "Size")
+    value = gojson.fields(gojson.first_value(raw), "it", {"size": int})
+    found = value.get("size", 0)
+    assert isinstance(found, int)
+    return found
 
 
 @pytest.mark.parametrize(
@@ -80,19 +82,24 @@ def test_integers_that_go_refuses(text: str, behind: str) -> None:
         number(f'{{"Size":{text}}}{behind}'.encode())
 
 
-@pytest.mark.parametrize("value", [1, True, [], {}, 1.5])
-def test_strings_that_are_none(value: object) -> None:
-    with pytest.raises(ValueError):
-        gojson.string(gojson.Fields([("digest", value)]), "digest")
+def text(raw: bytes) -> dict[str, str]:
+    return gojson.fields(gojson.first_value(raw), "it", {"digest": str})
 
 
-def test_an_absent_string_is_empty() -> None:
-    assert gojson.string(gojson.Fields(), "digest") == ""
-    assert gojson.string(gojson.Fields([("Digest", None)]), "digest") == ""
+@pytest.mark.parametrize("value", ["1", "true", "[]", "{}", "1.5"])
+@pytest.mark.parametrize("behind", ["", ',"digest":"a"'])
+def test_strings_that_are_none(value: str, behind: str) -> None:
+    with pytest.raises(ValueError, match=r"^Digest is no string$"):
+        text(f'{{"Digest":{value}{behind}}}'.encode())
 
 
-@pytest.mark.parametrize("value", [[], "x", 1, True])
-def test_only_an_object_or_null_is_a_record(value: object) -> None:
-    with pytest.raises(ValueError):
-        gojson.record(value, "it")
-    assert gojson.record(None, "it") == gojson.Fields()
+def test_null_and_unknown_keys_set_no_field() -> None:
+    assert text(b'{"Digest":null,"x":1}') == {}
+    assert text(b'{"DIGEST":"a","digest":null}') == {"digest": "a"}
+
+
+@pytest.mark.parametrize("value", [b"[]", b'"x"', b"1", b"true"])
+def test_only_an_object_or_null_has_fields(value: bytes) -> None:
+    with pytest.raises(ValueError, match=r"^it is no object$"):
+        text(value)
+    assert text(b"null") == {}

@@ -6,19 +6,20 @@ field as it was; an integer field takes neither ``1.0`` nor ``1e3`` nor a number
 """
 
 import json
-import re
-from typing import NoReturn, TypeAlias
+from collections.abc import Mapping
+from typing import Any, NoReturn, TypeAlias
 
 _SPACE = b" \t\r\n"
 _INT64 = range(-(1 << 63), 1 << 63)
-_DIGITS = re.compile(r"-?[0-9]{1,19}")
+_LONGEST_INT64 = 20  #: digits, with the sign
 
-#: An object by its keys in lower case; what is null is left out.
-Fields: TypeAlias = dict[str, object]
+#: Of a struct: the type of each field, by its key in lower case.
+Struct: TypeAlias = Mapping[str, type]
+_WORDS = {int: "64-bit integer", str: "string", list: "list", tuple: "object"}
 
 
 def first_value(raw: bytes) -> object:
-    """The first JSON value; its objects are `Fields`. Raises ValueError with the reason."""
+    """The first JSON value; objects are tuples of pairs. Raises ValueError with the reason."""
     text = raw.lstrip(_SPACE)
     if not text:
         raise ValueError("empty" if not raw else "nothing but white space")
@@ -38,40 +39,28 @@ def _refuse(word: str) -> NoReturn:
 
 def _integer(digits: str) -> int | float:
     # An absurdly long number must cost nothing, and is no 64-bit integer anyhow.
-    return int(digits) if _DIGITS.fullmatch(digits) else float("inf")
+    return int(digits) if len(digits) <= _LONGEST_INT64 else float("inf")
 
 
-def _fields(pairs: list[tuple[str, object]]) -> Fields:
-    return {name.lower(): field for name, field in pairs if field is not None}
+_DECODER = json.JSONDecoder(object_pairs_hook=tuple, parse_constant=_refuse, parse_int=_integer)
 
 
-_DECODER = json.JSONDecoder(object_pairs_hook=_fields, parse_constant=_refuse, parse_int=_integer)
+def fields(value: object, what: str, struct: Struct) -> dict[str, Any]:
+    """The fields that an object sets, by their keys in lower case; null counts as an empty one.
 
-
-def int64(value: Fields, key: str) -> int:
-    """An integer field, 0 where it is absent or null. Raises ValueError where Go would fail."""
-    field = value.get(key.lower())
-    if field is None:
-        return 0
-    if type(field) is not int or field not in _INT64:
-        raise ValueError(f"{key} is no 64-bit integer")
-    return field
-
-
-def string(value: Fields, key: str) -> str:
-    """A string field, "" where it is absent or null. Raises ValueError where Go would fail."""
-    field = value.get(key.lower())
-    if field is None:
-        return ""
-    if not isinstance(field, str):
-        raise ValueError(f"{key} is no string")
-    return field
-
-
-def record(value: object, what: str) -> Fields:
-    """An object; null counts as an empty one. Raises ValueError for anything else."""
+    Raises ValueError where Go would fail.
+    """
     if value is None:
-        return Fields()
-    if not isinstance(value, dict):
+        return {}
+    if not isinstance(value, tuple):
         raise ValueError(f"{what} is no object")
-    return value
+    found = {}
+    for name, field in value:
+        key = name.lower()
+        kind = struct.get(key)
+        if kind is None or field is None:
+            continue
+        if type(field) is not kind or (kind is int and field not in _INT64):
+            raise ValueError(f"{name} is no {_WORDS[kind]}")
+        found[key] = field
+    return found

@@ -8,6 +8,8 @@ from watcher.ollama import gojson, names
 READ_LIMIT = 16 * 1024 * 1024
 
 NAMES_NOTHING = "it names no layer"
+_MANIFEST = {"schemaversion": int, "mediatype": str, "layers": list, "config": tuple}
+_LAYER = {"mediatype": str, "digest": str, "size": int, "from": str, "name": str}
 
 #: What a manifest has of a digest: size in bytes, and whether it protects the blob from clean-up.
 #: Plain tuples: a large store has a hundred thousand of them.
@@ -21,19 +23,15 @@ class Manifest(NamedTuple):
 
 def parse(raw: bytes) -> Manifest:
     """Read a manifest. Raises ValueError with the reason where the server would fail."""
-    value = gojson.record(gojson.first_value(raw), "the manifest")
-    gojson.int64(value, "schemaVersion")
-    gojson.string(value, "mediaType")
-    layers = value.get("layers")
-    if layers is not None and not isinstance(layers, list):
-        raise ValueError("layers is no list")
-    references = [_reference(layer, "a layer") for layer in layers or ()]
-    references.append(_reference(value.get("config"), "the config"))
-    if not references[-1][0]:
-        references.pop()  # a config that names nothing
+    value = gojson.fields(gojson.first_value(raw), "the manifest", _MANIFEST)
+    references = [gojson.fields(each, "a layer", _LAYER) for each in value.get("layers", ())]
+    config = gojson.fields(value.get("config"), "the config", _LAYER)
+    if config.get("digest"):  # else a config that names nothing
+        references.append(config)
     found: dict[str, Naming] = {}
     faults: list[str] = []
-    for text, size in references:
+    for each in references:
+        text, size = each.get("digest", ""), each.get("size", 0)
         spelled = names.SPELLED_DIGEST.fullmatch(text)
         if spelled is None:
             faults.append(f"{names.printable(text[:80])!r} is no sha256 digest")
@@ -50,11 +48,3 @@ def flaw(raw: bytes) -> str:
     """Why what a server takes is no model's manifest, or "". ValueError where it takes none."""
     named, faults = parse(raw)
     return faults[0] if faults else "" if named else NAMES_NOTHING
-
-
-def _reference(value: object, what: str) -> tuple[str, int]:
-    """The digest as it stands there, and the size."""
-    fields = gojson.record(value, what)
-    for key in ("mediaType", "from", "name"):
-        gojson.string(fields, key)
-    return gojson.string(fields, "digest"), gojson.int64(fields, "size")

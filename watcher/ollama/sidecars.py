@@ -10,7 +10,7 @@ from watcher.ollama import gojson, ranges
 #: A sidecar of the server has at most about 100 bytes; what is larger is read no further.
 READ_LIMIT = 4096
 
-_KEYS = ("N", "Offset", "Size", "Completed")
+_SIDECAR = dict.fromkeys(("n", "offset", "size", "completed"), int)
 
 # Part sizes of the server, in bytes: a sixteenth of the layer, within these (decimal) bounds.
 _PARTS = 16
@@ -30,8 +30,8 @@ def parse(raw: bytes) -> Part:
 
     ``{}`` is no error to the server (a part of no bytes), so it is none here; `faults` reports it.
     """
-    value = gojson.record(gojson.first_value(raw), "the sidecar")
-    return Part(*(gojson.int64(value, key) for key in _KEYS))
+    value = gojson.fields(gojson.first_value(raw), "the sidecar", _SIDECAR)
+    return Part(*(value.get(key, 0) for key in _SIDECAR))
 
 
 def write(part: Part) -> bytes:
