@@ -17,18 +17,7 @@ from watcher.act.journal import Journal, hold_reserve, locked, release_reserve
 from watcher.config import Settings
 from watcher.decide import diagnose, events, modes, plan, safety, transitions
 from watcher.errors import EndedError, LockedError, NoPermissionError, WatchError
-from watcher.model import (
-    ALL,
-    HOUR,
-    ActionKind,
-    Approve,
-    Evidence,
-    Mode,
-    Outcome,
-    Plan,
-    Rules,
-    Scope,
-)
+from watcher.model import ALL, ActionKind, Approve, Evidence, Mode, Outcome, Plan, Rules, Scope
 from watcher.observe import evidence, place
 from watcher.observe.host import Host
 from watcher.observe.intents import WRITING
@@ -242,7 +231,7 @@ class _Run:
             known = journal.recall()
             if mode.clean and not stuck:
                 certain = seen.now if seen.clock is None else seen.clock.at_most
-                transfers.tidy(journal.store, certain - HOUR)
+                transfers.tidy(journal.store, certain - model.HOUR)
                 sums.tidy(journal.store)
         outcomes = self._answers + undone + outcomes
         happened, warnings = recovered + journal.events, stuck + journal.warnings

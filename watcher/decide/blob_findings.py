@@ -112,7 +112,7 @@ def _odd_blob(odd: OddBlob, evidence: Evidence) -> Finding:
 def _completed(odd: OddBlob, evidence: Evidence) -> str:
     """What fetches a missing blob: the pull of an unfinished model does, with the rest of it."""
     if any(not each.ours and set(each.models) & set(odd.models) for each in evidence.downloads):
-        return advice.ollama(evidence, "pull", odd.models[0])
+        return advice.servers_pull(evidence, odd.models[0])
     return advice.watch(evidence, "repair", "--fetch", names.short(odd.digest))
 
 
@@ -178,7 +178,7 @@ def odd_manifest(odd: model.OddManifest, evidence: Evidence) -> Finding:
         same = f"{odd.why}; its registry's manifest was as wrong when it was asked last"
         return finding._replace(evidence=same, remedy=_CORRECTED)
     if odd.fault in _PULLED:
-        pull = advice.ollama(evidence, "pull", odd.model) if odd.model else ""
+        pull = advice.servers_pull(evidence, odd.model) if odd.model else ""
         if odd.model and odd.fault is ManifestFault.WRONG_SIZE:
             # Ours: then it is known whether the registry's own manifest is as wrong.
             pull = advice.pull(evidence, odd.model)

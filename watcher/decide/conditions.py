@@ -289,6 +289,11 @@ def sentence(condition: Condition, download: Download) -> str:
     return row(condition).sentence.format(names.known_as(download.models, download.digest))
 
 
+def why(diagnosed: Diagnosed) -> str:
+    """What is so with a download, without its name, and the evidence."""
+    return f"{row(diagnosed.condition).words} ({diagnosed.because})"
+
+
 def resumes(condition: Condition) -> bool:
     """Whether Ollama alone, or a pull of ours, goes on from what is recorded."""
     return row(condition).next_pull in (NextPull.RESUMES, NextPull.OURS)

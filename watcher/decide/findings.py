@@ -21,12 +21,8 @@ NAMED = "run `ollama-watch repair MODEL` with the name of its model"
 
 
 def sizes(entries: Iterable[Entry]) -> Sizes:
-    apparent = allocated = freed = 0
-    for entry in entries:
-        apparent += entry.size
-        allocated += entry.allocated
-        freed += entry.freed
-    return Sizes(apparent, allocated, freed)
+    each_has = [(entry.size, entry.allocated, entry.freed) for entry in entries]
+    return Sizes(*map(sum, zip(*each_has, strict=True)))
 
 
 def of_download(
@@ -78,7 +74,7 @@ def helps(diagnosed: Diagnosed, evidence: Evidence) -> str:
     if row.next_pull is NextPull.OURS:
         return advice.pull(evidence, download.models[0]) if download.models else ""
     if row.repair is Step.NOTHING or _is_recorded(diagnosed):
-        return advice.ollama(evidence, "pull", download.models[0]) if download.models else ""
+        return advice.servers_pull(evidence, download.models[0]) if download.models else ""
     if row.repair is Step.WRITE_SIDECARS and not (download.total or download.models):
         return ""  # no repair can find out how long it is
     return protects(diagnosed, evidence)

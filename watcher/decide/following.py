@@ -15,19 +15,8 @@ _DAMAGED = "its manifest is written, but some of its blobs are damaged"
 _NOTHING_LEFT = "nothing unfinished of it is left, and it is not complete"
 
 
-def why_interrupted(diagnosed: Diagnosed) -> str:
-    """Why the record of a download that nobody continues is ``error``."""
-    return f"{conditions.row(diagnosed.condition).words} ({diagnosed.because})"
-
-
-#: How a reason begins that a scan gave, and not the process that drove the download. Those with a
-#: code are of earlier versions.
-_OF_SCANS = (
-    *(row.words for row in conditions.TABLE),
-    *(f"{condition.value}: " for condition in Condition),
-    _DAMAGED,
-    _NOTHING_LEFT,
-)
+#: How a reason begins that a scan gave, and not the process that drove the download.
+_OF_SCANS = (*(row.words for row in conditions.TABLE), _DAMAGED, _NOTHING_LEFT)
 
 
 def from_events(logged: Iterable[Event], memory: Memory, damaged: Set[str]) -> Iterator[Seen]:
@@ -40,7 +29,7 @@ def from_events(logged: Iterable[Event], memory: Memory, damaged: Set[str]) -> I
                 yield name, State.DOWNLOADING, ""
             case EventType.DOWNLOAD_INTERRUPTED | EventType.PARTIAL_FOUND:
                 assert isinstance(event.about, Diagnosed)
-                yield name, State.ERROR, why_interrupted(event.about)
+                yield name, State.ERROR, conditions.why(event.about)
             case EventType.MANIFEST_WRITTEN if name in damaged:
                 yield name, State.ERROR, _DAMAGED
             case EventType.MANIFEST_WRITTEN:

@@ -39,7 +39,7 @@ def damaged_blobs(evidence: Evidence, rules: Rules) -> Iterator[model.Planned]:
             ActionKind.QUARANTINE_BLOB,
             name,
             f"{blob_findings.damage(odd)}, and the registry has it: "
-            f"{advice.ollama(evidence, 'pull', odd.models[0])} downloads this layer only, and "
+            f"{advice.servers_pull(evidence, odd.models[0])} downloads this layer only, and "
             f"{advice.watch(evidence, 'repair', '--fetch', names.short(odd.digest))} too",
             (odd.entry,),
             models=odd.models,

@@ -70,8 +70,7 @@ def _write_sidecars(diagnosed: Diagnosed, evidence: Evidence, rules: Rules) -> I
         return
     claims = sidecars.claims(parts)
     alone = total if diagnosed.cost_alone is None else diagnosed.cost_alone
-    because = f"{conditions.row(diagnosed.condition).words} ({diagnosed.because})"
-    yield safety.action(diagnosed, evidence, kind, because)._replace(
+    yield safety.action(diagnosed, evidence, kind, conditions.why(diagnosed))._replace(
         parts=parts,
         surplus=surplus,
         saves=max(0, alone - (total - ranges.size(claims))),

@@ -169,7 +169,10 @@ def _news(
         of = f" ({', '.join([*layer, *total])})" if layer or total else ""
         yield EventType.DOWNLOAD_STARTED, f"download of {who} started{of}"
     elif before is None and download.discarded:
-        yield EventType.DOWNLOAD_DISCARDED, _discarded(diagnosed, who)
+        what = f"the server discarded its finished download of {who}: checksum mismatch"
+        kept = f"ollama-watch has kept its {decimal(download.allocated)}"
+        message = f"{what}; {kept}: `ollama-watch audit` shows how to use them"
+        yield EventType.DOWNLOAD_DISCARDED, message
     elif before is None or (occasion.first and not live):
         yield EventType.PARTIAL_FOUND, _found(diagnosed, who)
     elif now.pulling and not before.pulling:
@@ -177,8 +180,7 @@ def _news(
     elif not live and (before.pulling or ended):
         if not before.pulling:
             yield EventType.DOWNLOAD_RESUMED, f"the download of {who} resumed between two scans"
-        words = conditions.row(diagnosed.condition).words
-        message = f"the download of {who} was interrupted: {words} ({diagnosed.because})"
+        message = f"the download of {who} was interrupted: {conditions.why(diagnosed)}"
         yield EventType.DOWNLOAD_INTERRUPTED, message
     elif (before.condition, before.models) != (now.condition, now.models):
         because = "" if before.condition is now.condition else f" ({diagnosed.because})"
@@ -188,14 +190,6 @@ def _news(
         age = advice.duration(diagnosed.age)
         message = f"the download of {who} is stale: no bytes for {age}"
         yield EventType.PARTIAL_STALE, message
-
-
-def _discarded(diagnosed: Diagnosed, who: str) -> str:
-    kept = decimal(diagnosed.download.allocated)
-    return (
-        f"the server discarded its finished download of {who}: checksum mismatch; ollama-watch has "
-        f"kept its {kept}: `ollama-watch audit` shows how to use them"
-    )
 
 
 def _found(diagnosed: Diagnosed, who: str) -> str:

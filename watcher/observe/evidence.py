@@ -137,8 +137,6 @@ class _Look:
     def _with_one_name(self, census: model.BlobCensus) -> model.BlobCensus:
         """The census without second names of ours: they go before anything happens to a blob."""
         second = {each.blob.name for each in self.second_names}
-        if not second:
-            return census
 
         def alone(entries: tuple[Entry, ...]) -> tuple[Entry, ...]:
             return tuple(x._replace(links=x.links - (x.name in second)) for x in entries)
@@ -210,7 +208,7 @@ class _Look:
     def _read_all(self, found: Mapping[str, scan.Pieces]) -> list[Download]:
         made: list[Download] = []
         waiting = _doubted_first(found, self.memory, self.boot)
-        for look in range(_MOST_LOOKS):
+        for _ in range(_MOST_LOOKS):
             changed: list[str] = []
             for digest, pieces in waiting.items():
                 self.host.go_on()
@@ -228,8 +226,7 @@ class _Look:
                     made.append(reader.unreadable(f"{what} {error.strerror}".strip()))
             if not changed:
                 return made
-            if look + 1 < _MOST_LOOKS:
-                waiting = scan.scan_digests(self.store, changed).downloads
+            waiting = scan.scan_digests(self.store, changed).downloads
         faster = "it changes faster than it can be read"
         return [*made, *(Download(digest, unreadable=faster) for digest in changed)]
 
@@ -362,8 +359,7 @@ class _Reader:
             known, doubt = None, f"the {known_from} says {known:,} bytes, {doubt}"
         faults = sidecars.faults(read, known) if read else ()
         claimed_total = sum(each.part.size for each in read if each.part)
-        longer = data is not None and data.size > claimed_total
-        if data is not None and read and not faults and known is None and longer:
+        if data and read and not faults and known is None and data.size > claimed_total:
             both = ranges.in_words(data.size, claimed_total)
             faults = ("the data has {}, the parts only {}".format(*both),)
         total, total_from = known, known_from

@@ -106,13 +106,13 @@ def see(host: Host, entries: Collection[Entry]) -> Seen:
         holders, unread = _holders(host, processes, entries)
         is_strange = _strangers(host, entries)
         ollamas = [each for each in processes if each.is_ollama]
-        found = ((each, _server(host, each.pid)) for each in ollamas if each.is_server)
-        pairs = [(process, server) for process, server in found if server is not None]
+        found = [_server(host, each.pid) for each in ollamas if each.is_server]
         strange = {process.pid for process in ollamas if is_strange(process.pid)}
-    kept = [(process, server) for process, server in pairs if process.pid not in strange]
+    servers = [server for server in found if server is not None]
+    kept = (server for server in servers if server.pid not in strange)
     rest = (each for each in ollamas if each.pid not in strange and not each.is_server)
     others = tuple(str(each) for each in rest if each.lives)
-    strangers = tuple(server for process, server in pairs if process.pid in strange)
+    strangers = tuple(server for server in servers if server.pid in strange)
     return Seen(unread, holders, tuple(_asked(host, kept)), others, strangers)
 
 
@@ -152,9 +152,9 @@ def _namespaces(host: Host, pid: int | str) -> tuple[str, ...]:
     return tuple(os.readlink(f"{host.proc}/{pid}/ns/{kind}") for kind in ("mnt", "user"))
 
 
-def _asked(host: Host, pairs: Iterable[tuple[Process, Server]]) -> Iterator[Server]:
+def _asked(host: Host, servers: Iterable[Server]) -> Iterator[Server]:
     left = _ASKING_SECONDS
-    for process, server in pairs:
+    for server in servers:
         began, version = time.monotonic(), None
         if left > 0 and server.ours is not False and server.url is not None:
             version = host.version(server.url)
@@ -163,8 +163,7 @@ def _asked(host: Host, pairs: Iterable[tuple[Process, Server]]) -> Iterator[Serv
             yield server._replace(state=ServerState.ANSWERING, version=version)
             continue
         with contextlib.suppress(OSError):
-            arguments = _arguments(f"{host.proc}/{process.pid}/cmdline")
-            if not process._replace(arguments=arguments).lives:
+            if not any(_arguments(f"{host.proc}/{server.pid}/cmdline")):
                 continue  # it was killed while it was looked at
             if host.clock() - server.since > _UNREACHABLE_AFTER:
                 server = server._replace(state=ServerState.UNREACHABLE)

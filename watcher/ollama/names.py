@@ -19,7 +19,6 @@ DEFAULT_NAMESPACE = "library"
 DEFAULT_TAG = "latest"
 
 _DIGEST = re.compile(r"sha256-([0-9a-fA-F]{64})(.*)", re.DOTALL)
-_BLOB = re.compile(r"sha256-[0-9a-fA-F]{64}")
 _UPLOAD = re.compile(r"sha256-[0-9]{1,20}")
 #: ``ollama create`` names these after what it makes, with random digits behind (Go's CreateTemp).
 _CREATE = re.compile(
@@ -80,7 +79,7 @@ def parse_blob(name: str) -> BlobName:
 
 def is_blob(name: str) -> bool:
     """Whether a name under ``blobs/`` is that of a finished blob, in the spelling of today."""
-    return _BLOB.fullmatch(name) is not None
+    return parse_blob(name).role is Role.BLOB
 
 
 def blob(digest: str) -> str:

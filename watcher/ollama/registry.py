@@ -25,7 +25,6 @@ ANSWER_SECONDS = 10.0
 _MOST_REDIRECTS = 5
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _PROXIES = frozenset({"http_proxy", "https_proxy"})
-_NOTHING: Mapping[str, int] = MappingProxyType({})
 _MANIFEST_TYPE = "application/vnd.docker.distribution.manifest.v2+json"
 
 
@@ -36,11 +35,6 @@ class Fetched(NamedTuple):
     raw: bytes = b""
     etag: str = ""  #: what the registry calls this version; "" where it gives none
     length: int | None = None
-    kind: str = ""  #: the media type, such as ``text/html``
-
-
-class NoAddressError(OSError):
-    """A registry redirects to what nobody can ask."""
 
 
 def length(model: ModelName, digest: str, *, insecure: bool = False) -> int | None:
@@ -110,13 +104,11 @@ def _follow(
                 url = urljoin(url, location)
                 continue
             size = answer.getheader("Content-Length", "")
-            wanted = answer.status == 200 and "Range" not in headers
             return Fetched(
                 answer.status,
-                answer.read(manifests.READ_LIMIT) if wanted else b"",
+                answer.read(manifests.READ_LIMIT) if answer.status == 200 else b"",
                 answer.getheader("ETag", ""),
                 int(size) if size.isdecimal() and len(size) < 20 else None,
-                answer.getheader("Content-Type", "").partition(";")[0].strip().lower(),
             )
     raise OSError(f"more than {_MOST_REDIRECTS} redirects")
 
@@ -128,7 +120,7 @@ def _connection(
     import http.client
 
     if not parts.hostname or parts.scheme not in ("http", "https"):
-        raise NoAddressError(f"unsupported protocol: {without_secrets(parts.geturl())}")
+        raise OSError(f"unsupported protocol: {without_secrets(parts.geturl())}")
     proxy = _proxy(parts)
     host, port = parts.hostname, parts.port
     if proxy:
@@ -191,7 +183,7 @@ def _authorization(proxy: SplitResult | None) -> dict[str, str]:
     return {"Proxy-Authorization": f"Basic {base64.b64encode(word.encode()).decode()}"}
 
 
-def sizes(raw: bytes, right: Mapping[str, int] = _NOTHING) -> dict[str, int]:
+def sizes(raw: bytes, right: Mapping[str, int] = MappingProxyType({})) -> dict[str, int]:
     """The digests of layers and config with their bytes, by the manifest or as they are `right`.
 
     Raises ValueError for what is no manifest, and for bytes that no layer can have. A server pulls

@@ -30,7 +30,7 @@ import orjson
 from watcher import reconcile
 from watcher.act import journal
 from watcher.config import Settings
-from watcher.decide import conditions, following, modes, remaining
+from watcher.decide import conditions, modes, remaining
 from watcher.errors import (
     DownloadError,
     ManifestError,
@@ -326,7 +326,7 @@ class ModelDownloadManager:
                     self._enter(key, State.DOWNLOADING)
             elif state is not State.ERROR:
                 worst = max(unfinished, key=lambda each: conditions.badness(each.condition))
-                self._enter(key, State.ERROR, error=following.why_interrupted(worst))
+                self._enter(key, State.ERROR, error=conditions.why(worst))
         for key in known.keys() - by_model.keys():
             # A killed process may have left the record of a download with nothing unfinished.
             if known[key].state.active and time.time() - known[key].updated_at >= _DEAD_SECONDS:

@@ -165,14 +165,14 @@ def _sudo(by: Caller, owner: int | None) -> tuple[str, ...]:
     return () if by.uid == 0 or by.uid == owner else ("sudo",)
 
 
-def ollama(seen: Evidence, kind: str, model: str) -> str:
-    """A command of Ollama's own about a model, at the server of the store that was looked at."""
+def servers_pull(seen: Evidence, model: str) -> str:
+    """Ollama's own pull of a model, at the server of the store that was looked at."""
     if is_fixed(seen.place):
         return ""
     url = server_of(seen)
     where = (f"OLLAMA_HOST={quoted(url)}",) if url else ()
-    insecure = ("--insecure",) if kind == "pull" and is_on_loopback(model) else ()
-    return " ".join((*where, line("ollama", kind, *insecure, model)))
+    insecure = ("--insecure",) if is_on_loopback(model) else ()
+    return " ".join((*where, line("ollama", "pull", *insecure, model)))
 
 
 def pull(seen: Evidence, model: str) -> str:

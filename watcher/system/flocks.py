@@ -4,16 +4,14 @@ import contextlib
 import os
 from collections.abc import Collection
 
-_FIELDS = 6
 
-
-def holders(status: os.stat_result, proc: str = "/proc") -> tuple[int, ...]:
+def holders(status: os.stat_result) -> tuple[int, ...]:
     """Who is seen to lock a file: none of other PID namespaces, nor on btrfs."""
     wanted = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
     try:
-        with open(f"{proc}/locks", encoding="ascii") as lines:
+        with open("/proc/locks", encoding="ascii") as lines:
             # 1: FLOCK  ADVISORY  WRITE 1234 08:01:5678 0 EOF; who waits has an arrow.
-            locks = [fields for line in lines if len(fields := line.split()) >= _FIELDS]
+            locks = [fields for line in lines if len(fields := line.split()) > 5]
         return tuple(int(each[4]) for each in locks if (each[1], each[5]) == ("FLOCK", wanted))
     except (OSError, ValueError):
         return ()
