@@ -20,6 +20,7 @@ from watcher.commands import mirror
 from watcher.demo.registry import Registry
 from watcher.errors import Exit
 from watcher.transfer import auth, push, values
+from watcher.transfer.client import Answer, Client, Request
 from watcher.transfer.values import Cause, TransferError
 
 from .driven import QUICK, SECONDS, Here
@@ -174,10 +175,27 @@ def test_a_refusal_ends_it_at_once_with_the_registrys_words(
 
 def test_a_layer_of_another_size_there_ends_it(full: Here, plain: Plain) -> None:
     plain.blobs[full.digest] = b"x"
-    with pytest.raises(TransferError, match="1 bytes of layer") as caught:
+    with pytest.raises(TransferError, match="with 1 bytes") as caught:
         pushed(full, plain)
     assert caught.value.cause is Cause.WRONG_SIZE
+    assert caught.value.next_step
     assert not plain.manifests
+
+
+def test_a_registry_has_minutes_to_store_a_layer(
+    full: Here, plain: Plain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may move the bytes before it answers; without them the whole layer is sent again."""
+    ask, given = Client.ask, []
+
+    async def asked(client: Client, request: Request) -> Answer:
+        if request.body is not None:
+            given.append(request.seconds)
+        return await ask(client, request)
+
+    monkeypatch.setattr(Client, "ask", asked)
+    pushed(full, plain)
+    assert given == [300, 300, 30], "two layers and the manifest"
 
 
 @pytest.mark.parametrize("lie", ["digest", "manifest"])

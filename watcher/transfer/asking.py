@@ -83,7 +83,8 @@ class Asker:
         return redirects.origin(url) == redirects.origin(self._origin)
 
     def as_asked(self, request: Request) -> Request:
-        return request._replace(insecure=self._access.insecure, seconds=self._access.stall)
+        seconds = request.seconds if request.body else self._access.stall
+        return request._replace(insecure=self._access.insecure, seconds=seconds)
 
     def authorization(self) -> tuple[str, ...]:
         """The header that goes with a request to the registry, if any."""

@@ -43,8 +43,9 @@ _STEPS = {
     Cause.NO_SUCH_MODEL: "check the address: is a registry there, and may new names be added?",
     Cause.NOT_ALLOWED: "put a login for that host into ~/.netrc; it is sent by https only",
     Cause.CERTIFICATE: "name the bundle with its authority: SSL_CERT_FILE=/path/to/bundle.pem",
-    Cause.NETWORK: "run it again when the network works: what is there is not sent again",
+    Cause.NETWORK: "run it again when that works: layers that are there are not sent again",
     Cause.WRONG_ANSWER: "find out what answers in the registry's place: a proxy, a login page",
+    Cause.WRONG_SIZE: "delete that layer there, or find out what answers in the registry's place",
 }
 
 
@@ -115,8 +116,9 @@ class Push:
             return False
         length = answer.head.headers.get("content-length", str(layer.size))
         if answer.head.status == 200 and length != str(layer.size):
-            what = f"{length} bytes of layer {names.short(layer.digest)}, and the manifest"
-            raise TryError(f"{self._host} has {what} {layer.size}", Cause.WRONG_SIZE, final=True)
+            what = f"layer {names.short(layer.digest)} with {length[:20]} bytes"
+            text = f"{self._host} has {what}, and the manifest says {layer.size}"
+            raise TryError(text, Cause.WRONG_SIZE, final=True)
         self._expect(answer, 200)
         return True
 
@@ -147,6 +149,7 @@ class Push:
             ("Content-Type: application/octet-stream",),
             method="PUT",
             body=blob,
+            seconds=_STORING_SECONDS,
         )
         is_own = asker.is_own(target)
         answer = await (asker.ask(request) if is_own else asker.ask_unknown(request))
