@@ -27,6 +27,7 @@ from watcher.ollama.names import from_exact
 
 from .conftest import IS_ROOT, Run, environment, needs_root, open_parents
 from .support.notation import LIBRARY, MB, Store, age, digest_of, manifest_bytes
+from .support.servers import wait_until
 
 Done = subprocess.CompletedProcess[bytes]
 FULL = 400 << 20
@@ -854,9 +855,7 @@ def test_ctrl_c_ends_with_130(models: Store) -> None:
         stderr=subprocess.PIPE,
         env=environment(models.path.parent),
     )
-    until = time.monotonic() + 30
-    while not _has_open(child.pid, pipe) and time.monotonic() < until:
-        time.sleep(0.01)
+    wait_until(lambda: _has_open(child.pid, pipe), "it to read them")
     child.send_signal(signal.SIGINT)
     out, said = child.communicate(timeout=120)
     os.close(held)

@@ -182,8 +182,8 @@ def test_the_settings_of_this_machine_are_not_the_demo_s(tmp_path: Path) -> None
     ],
 )
 def test_ctrl_c_ends_it_and_leaves_nothing(show: Show, when: str) -> None:
-    wait_until(lambda: when in show.told, when, 60)
+    wait_until(lambda: when in show.told, when)
     os.killpg(show.process.pid, signal.SIGINT)
     assert show.process.wait(120) == 130, show.told
     assert "Traceback" not in show.told
-    wait_until(lambda: show.left() == [], "its processes to end", 10)
+    wait_until(lambda: show.left() == [], "its processes to end")

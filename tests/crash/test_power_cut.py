@@ -652,7 +652,7 @@ def test_a_stop_leaves_a_stuck_sync_behind(tmp_path: Path, monkeypatch: pytest.M
     """And what it leaves holds nothing: no lock, and no pipe that somebody reads to its end."""
     path = tmp_path / "data"
     path.write_bytes(b"x")
-    monkeypatch.setattr(fs, "_fdatasync", lambda _: time.sleep(20))
+    monkeypatch.setattr(fs, "_fdatasync", lambda _: time.sleep(60))
     reader, writer = os.pipe()
     lock = os.open(tmp_path / "lock", os.O_RDWR | os.O_CREAT)
     fcntl.flock(lock, fcntl.LOCK_EX)
@@ -662,7 +662,7 @@ def test_a_stop_leaves_a_stuck_sync_behind(tmp_path: Path, monkeypatch: pytest.M
     os.close(lock)
     os.close(writer)
     again = os.open(tmp_path / "lock", os.O_RDWR)
-    wait_until(lambda: _locks(again), "the lock", timeout=120)
+    wait_until(lambda: _locks(again), "the lock", timeout=40)
     os.set_blocking(reader, False)
     assert os.read(reader, 1) == b""
     for fd in (reader, again):

@@ -217,7 +217,7 @@ class Following:
         return [json.loads(each)["message"] for each in raw[: raw.rfind(b"\n") + 1].splitlines()]
 
     def wait(self, *expected: str) -> None:
-        wait_until(lambda: self.messages == list(expected), f"{expected}, not {self.messages}", 20)
+        wait_until(lambda: self.messages == list(expected), f"{expected}, not {self.messages}")
 
 
 @pytest.fixture

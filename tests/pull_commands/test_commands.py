@@ -81,7 +81,7 @@ class Terminal:
         return self._raw.decode()
 
     def wait_for(self, words: str) -> None:
-        wait_until(lambda: words in self.told, words, 30)
+        wait_until(lambda: words in self.told, words)
 
     def end(self, seconds: float = 60) -> int:
         """Wait for its end; the exit code."""
@@ -227,7 +227,7 @@ def test_ctrl_c_leaves_it_resumable_and_says_how(
     registry.throttle(8 * MB)
     words = ("pull", "--insecure", "--host", server.url, wanted.name)
     with Terminal(store, *words) as terminal:
-        wait_until(lambda: max(percents(terminal.told), default=0) >= 30, "30 %", 30)
+        wait_until(lambda: max(percents(terminal.told), default=0) >= 30, "30 %")
         terminal.process.send_signal(signal.SIGINT)
         assert terminal.end() == INTERRUPTED
         again = f" --store {store} pull --insecure --host {server.url} "
@@ -260,7 +260,7 @@ def test_a_second_ctrl_c_ends_at_once(
         time.sleep(0.01)  # two signals that come together are one to the kernel
         terminal.process.send_signal(signal.SIGINT)
         # Once Python ends, the second one ends it as the kernel does: 130 to a shell, too.
-        assert terminal.end(10) in (INTERRUPTED, -signal.SIGINT)
+        assert terminal.end() in (INTERRUPTED, -signal.SIGINT)
 
 
 def test_a_server_that_is_down_is_reported_and_waited_for(
@@ -416,7 +416,7 @@ def broken_off(registry: Registry, store: Path, server: EngineServer) -> Model:
     registry.throttle(8 * MB)
     words = ("pull", "--insecure", "--host", server.url, wanted.name)
     with Terminal(store, *words) as terminal:
-        wait_until(lambda: max(percents(terminal.told), default=0) >= 20, "20 %", 30)
+        wait_until(lambda: max(percents(terminal.told), default=0) >= 20, "20 %")
         terminal.process.send_signal(signal.SIGINT)
         terminal.end()
     server.kill()
@@ -506,7 +506,7 @@ def test_the_queue_ends_in_order(
     registry.hold(wanted.digests[0], after=4 * MB)
     run(store, "queue", "add", wanted.name)
     with Terminal(store, "queue", "run", "--insecure", "--host", server.url) as terminal:
-        wait_until(lambda: max(percents(terminal.told), default=0) >= 40, "half of it", 30)
+        wait_until(lambda: max(percents(terminal.told), default=0) >= 40, "half of it")
         terminal.process.send_signal(number)
         assert terminal.end() == INTERRUPTED
     (item,) = json.loads(run(store, "queue", "ls", "--json").stdout)["items"]

@@ -81,7 +81,7 @@ def test_damage_that_repair_finds_before_the_pull_costs_its_chunk(
     with RealServer(here.path) as server:
         server.start().wait_ready()
         pull = server.start_pull(here.model.name)
-        wait_until(lambda: data.exists() and data.stat().st_blocks * 512 > SIZE // 2, "half", 60)
+        wait_until(lambda: data.exists() and data.stat().st_blocks * 512 > SIZE // 2, "half")
         server.kill()
         pull.close()
         registry.throttle(None)

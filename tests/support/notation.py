@@ -194,7 +194,8 @@ class Store:
                 path = os.path.join(folder, name)
                 status = os.lstat(path)
                 of_names = status.st_mode, status.st_ino, status.st_nlink, status.st_uid
-                of_bytes = status.st_gid, status.st_size, status.st_blocks, status.st_mtime_ns
+                # Not the blocks: some file systems allot them later.
+                of_bytes = status.st_gid, status.st_size, status.st_mtime_ns
                 kept = (*of_names, *of_bytes, status.st_ctime_ns)
                 is_file = not os.path.isdir(path)
                 found[path] = (*kept, status.st_atime_ns) if is_file else kept

@@ -24,7 +24,7 @@ from watcher.transfer import ledger, store, values
 from watcher.transfer.model import Fetched, Transfer
 
 BOOT = "this start"
-SECONDS = 60.0
+SECONDS = 120.0
 CONNECTIONS = 8
 #: Small pieces and short waits; a reserve that no test's disk lacks.
 QUICK = values.Options(

@@ -94,7 +94,7 @@ def test_a_busy_registry_is_asked_later_and_less(here: Here) -> None:
     assert time.monotonic() - begun >= 1
     waits = here.waits()
     assert "429: slow down" in waits[0].reason
-    assert 0.5 < waits[0].seconds <= 1
+    assert 0 < waits[0].seconds <= 1
 
 
 def test_a_busy_registry_gets_half_the_connections(here: Here) -> None:
@@ -136,7 +136,7 @@ def test_a_busy_registry_is_asked_once_by_all_who_need_the_answer(here: Here) ->
     later = {"Retry-After": "100"}
     here.registry.add_fault(Fault("page", on="direct", status=429, headers=later, times=1))
     with Background(here.transfer(with_options(connections=4))) as running:
-        wait_for(lambda: len(here.waits()) == 4)
+        wait_for(lambda: len(here.waits()) >= 4)
         assert here.registry.stats()["requests"]["direct"] == 1
         running.work.stop()
 

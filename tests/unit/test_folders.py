@@ -141,4 +141,4 @@ def test_no_descriptor_is_left_open(here: Path) -> None:
     for _ in range(3):
         with pytest.raises(FileNotFoundError):
             folders.way(str(here / "bad"))
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(os.listdir("/proc/self/fd")) <= before

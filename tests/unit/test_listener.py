@@ -109,7 +109,7 @@ def test_many_slow_clients_take_no_threads_and_few_descriptors(port: int) -> Non
             client = slow.enter_context(socket.create_connection(("127.0.0.1", port), timeout=120))
             client.sendall(b"GET /")
         assert ask(port, "Host: localhost")[0] == 200
-        assert threading.active_count() == threads
+        assert threading.active_count() <= threads
         theirs = descriptors() - before - 640
         assert theirs <= listener._MOST_CONNECTIONS
     wait_until(lambda: descriptors() <= before, "the connections to be closed")
@@ -132,7 +132,7 @@ def test_the_time_limit_is_that_of_the_whole_request(
             except OSError:
                 return True
 
-        wait_until(ended, "its end", 10)
+        wait_until(ended, "its end")
 
 
 def test_a_request_without_end_is_dropped(port: int) -> None:

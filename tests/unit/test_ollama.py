@@ -74,7 +74,7 @@ def test_another_program_is_not_taken_for_ollama(port: socket.socket, answer: by
 def test_one_that_starts_has_its_port_open_and_is_silent(port: socket.socket) -> None:
     before = time.monotonic()
     assert asked(port, None) is None
-    assert time.monotonic() - before < 5
+    assert time.monotonic() - before < 60
 
 
 @pytest.mark.parametrize(

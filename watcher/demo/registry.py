@@ -416,7 +416,7 @@ class Registry:
         with self._changed:
             return sorted(self._held.get(digest, []))
 
-    def wait_held(self, digest: str, count: int, timeout: float = 30.0) -> list[int]:
+    def wait_held(self, digest: str, count: int, timeout: float = 120.0) -> list[int]:
         """Wait until `count` connections of `digest` are held; their offsets.
 
         What they sent has left the registry, and is not yet on the receiver's disk for certain.

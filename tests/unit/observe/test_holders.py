@@ -18,6 +18,7 @@ import pytest
 from tests.conftest import IS_ROOT, needs_root
 from tests.support.driving import once
 from tests.support.notation import Store, quiet_machine
+from tests.support.servers import wait_until
 from watcher.model import Entry, Holder, ServerState, Visibility
 from watcher.observe import processes, scan
 
@@ -187,9 +188,7 @@ def test_a_killed_process_holds_nothing_and_neither_does_a_zombie(
     child = children.start(sys.executable, "-c", HOLD, str(data), "r+b")
     child.send_signal(signal.SIGKILL)
     state = Path(f"/proc/{child.pid}/stat")
-    until = time.monotonic() + 10
-    while state.read_text().rpartition(")")[2].split()[0] != "Z" and time.monotonic() < until:
-        time.sleep(0.005)
+    wait_until(lambda: state.read_text().rpartition(")")[2].split()[0] == "Z", "its end")
     assert held(models, entry_of(data)) == ()  # it is not waited for yet: a zombie
 
 

@@ -97,7 +97,7 @@ def read(stream: PullStream) -> tuple[list[Status], str]:
     with stream:
         while True:
             try:
-                line = stream.next(10)
+                line = stream.next(120)
             except ServerGoneError as error:
                 return lines, str(error)
             assert line is not None, "nothing came in ten seconds"
@@ -203,7 +203,7 @@ def test_the_end_is_reported_again(peer: Peer) -> None:
     with peer.answer(b"") as stream:
         for _ in range(3):
             with pytest.raises(ServerGoneError):
-                stream.next(10)
+                stream.next(120)
 
 
 def test_a_flood_of_lines_waits_until_they_are_taken_up(peer: Peer) -> None:
@@ -219,7 +219,7 @@ def test_a_flood_of_lines_waits_until_they_are_taken_up(peer: Peer) -> None:
 
         wait_until(waits, "the server to wait")
         assert peer.sent < 16 << 20
-        first = stream.next(5)
+        first = stream.next(120)
         assert first is not None
         assert len(first.text) == 200
     assert not stream._thread.is_alive()
