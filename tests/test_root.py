@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import fcntl
 import json
 import os
 import re
@@ -317,7 +318,11 @@ def test_a_whole_run_leaves_only_the_owners_files(store: HealthyStore, run: Run)
 
 
 def status_of(pid: int | str) -> dict[str, list[str]]:
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    """What `/proc` tells of a process or of a thread: nothing once it has ended."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except (FileNotFoundError, ProcessLookupError):
+        return {}
     return {key: value.split() for key, _, value in (line.partition(":") for line in lines)}
 
 
@@ -326,8 +331,9 @@ def test_the_daemon_has_its_owners_rights_in_every_thread(store: HealthyStore, u
     give(store.path, uid)
     with Daemon(store.path) as daemon:
         daemon.wait_event("check_started")
-        for thread in os.listdir(f"/proc/{daemon.pid}/task"):
-            found = status_of(f"{daemon.pid}/task/{thread}")
+        threads = [status_of(f"{daemon.pid}/task/{each.name}") for each in tasks(daemon.pid)]
+        assert any(threads)
+        for found in filter(None, threads):  # one may have ended
             assert found["Uid"] == [str(uid)] * 4
             assert found["Gid"] == [str(uid)] * 4
             assert int(found["CapPrm"][0], 16) == privileges.VISIBILITY
@@ -427,16 +433,12 @@ def test_what_runs_roots_queue_raises_its_capabilities_only_to_look(store: Healt
     assert driven(store.path, "queue", "add", "localhost:1/library/m:1b").returncode == 0
     settings = {"OLLAMA_WATCH_QUEUE": "true", "OLLAMA_HOST": "127.0.0.1:1"}
     with Daemon(store.path, settings) as daemon:
-        children = Path(f"/proc/{daemon.pid}/task")
 
         def rights() -> list[list[int]]:
             """Of each thread of what the daemon has started."""
-            found = [
-                pid for each in children.glob("*/children") for pid in each.read_text().split()
-            ]
-            threads = [each for pid in found for each in Path(f"/proc/{pid}/task").iterdir()]
+            threads = [each for pid in below(daemon.pid) for each in tasks(pid)]
             told = [status_of(f"{each.parts[2]}/task/{each.name}") for each in threads]
-            return [[int(each[key][0], 16) for key in CAPABILITIES] for each in told]
+            return [[int(each[key][0], 16) for key in CAPABILITIES] for each in told if each]
 
         looking = [0, 0, privileges.VISIBILITY, 0, privileges.VISIBILITY]
 
@@ -622,23 +624,14 @@ def test_a_model_that_one_of_them_has_is_known_to_all(tmp_path: Path, run: Run) 
 
 def test_a_signal_to_root_ends_the_child_too(tmp_path: Path) -> None:
     _, others, both = several(tmp_path)
-    lock = others.ours
-    lock.mkdir()
-    (lock / "lock").touch()
-    give(lock, OTHER)
     command = [sys.executable, "-m", "watcher", *both, "clean", "--yes"]
-    holder = subprocess.Popen(["flock", "-x", lock / "lock", "sleep", "60"], start_new_session=True)
-    try:
+    with held_lock(others, OTHER):
         waits = subprocess.Popen(command, env=environment(tmp_path), stderr=subprocess.PIPE)
-        children = Path(f"/proc/{waits.pid}/task/{waits.pid}/children")
-        while not children.read_text().split():
-            assert waits.poll() is None
+        wait_until(lambda: below(waits.pid) or waits.poll() is not None, "its child")
+        assert waits.poll() is None
         waits.send_signal(signal.SIGTERM)
         waits.communicate(timeout=120)
         assert waits.returncode != 0
-    finally:
-        os.killpg(holder.pid, signal.SIGKILL)
-        holder.wait()
 
 
 @pytest.mark.parametrize("number", [signal.SIGSTOP, signal.SIGKILL])
@@ -646,33 +639,41 @@ def test_an_owner_who_stops_the_run_on_their_store_stops_no_other(
     tmp_path: Path, number: int
 ) -> None:
     first, others, both = several(tmp_path)
-    first.ours.mkdir()
-    (first.ours / "lock").touch()
-    give(first.ours, OWNER)
     others.download("stale", aged=DAY)
     give(others.path, OTHER)
     assert list(others.blobs.glob("*-partial*"))
     command = [sys.executable, "-m", "watcher", *both, "clean", "--yes", "--stale-after", "1s"]
-    holder = subprocess.Popen(["flock", "-x", first.ours / "lock", "sleep", "60"])
     env = environment(tmp_path) | VISIBLE
-    try:
-        with subprocess.Popen(command, env=env, stderr=subprocess.DEVNULL) as runs:
-            children = Path(f"/proc/{runs.pid}/task/{runs.pid}/children")
+    with (
+        held_lock(first, OWNER),
+        subprocess.Popen(command, env=env, stderr=subprocess.DEVNULL) as runs,
+    ):
 
-            def of_owner() -> list[int]:
-                pids = map(int, children.read_text().split())
-                return [pid for pid in pids if status_of(pid)["Uid"][0] == str(OWNER)]
+        def of_owner() -> list[int]:
+            return [pid for pid in below(runs.pid) if OWNED in status_of(pid).items()]
 
-            wait_until(lambda: bool(of_owner()), "the child of the first store")
-            child = of_owner()[0]
-            while runs.poll() is None and child in of_owner():
+        wait_until(of_owner, "the child of the first store")
+        (child,) = of_owner()
+        while runs.poll() is None and child in of_owner():
+            with contextlib.suppress(ProcessLookupError):
                 os.kill(child, number)
-                time.sleep(0.1)
-            assert runs.wait(120) == 4
-    finally:
-        holder.kill()
-        holder.wait()
+            time.sleep(0.1)
+        assert runs.wait(120) == 4
     assert not list(others.blobs.glob("*-partial*"))
+
+
+#: In the status of a process of the owner's.
+OWNED = ("Uid", [str(OWNER)] * 4)
+
+
+@contextlib.contextmanager
+def held_lock(store: HealthyStore, owner: int) -> Iterator[None]:
+    """Somebody holds the lock of a store, in which nothing was kept before."""
+    store.ours.mkdir()
+    with (store.ours / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        give(store.ours, owner)
+        yield
 
 
 # ---------------------------------------------------------------- shared blobs
@@ -845,9 +846,18 @@ def test_the_restart_is_that_of_its_unit(tmp_path: Path, group: str) -> None:
 
 def below(pid: int) -> set[int]:
     """The processes that a process has started, and those that these have started."""
-    found = Path(f"/proc/{pid}/task").glob("*/children")
-    children = {int(each) for path in found for each in path.read_text().split()}
+    children: set[int] = set()
+    for task in tasks(pid):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            children.update(map(int, (task / "children").read_text().split()))
     return children.union(*map(below, children))
+
+
+def tasks(pid: int) -> list[Path]:
+    """The threads of a process: none once it has ended."""
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        return list(Path(f"/proc/{pid}/task").iterdir())
+    return []
 
 
 def lives(pid: int) -> bool:
