@@ -13,9 +13,10 @@ import click
 
 from watcher import __version__
 from watcher.commands.context import Context
-from watcher.commands.declare import PROGRAM, SETTINGS, GlobalOption, Group, Resolved, rows_of
+from watcher.commands.declare import SETTINGS, GlobalOption, Group, Resolved, rows_of
 from watcher.errors import Exit, OutputError, WatchError, named
-from watcher.system import stopping, terminal
+from watcher.system import advice, stopping, terminal
+from watcher.system.advice import PROGRAM
 
 #: Every command, as help lists them. Each is declared in the module of `commands` with its name.
 COMMANDS = {
@@ -170,8 +171,6 @@ def _run(words: list[str], *, own: bool) -> int:
         return int(Exit.INTERRUPTED)
     except click.ClickException as error:
         if isinstance(error, click.UsageError) and error.ctx is not None:
-            from watcher.system import advice
-
             # Click's hint calls this program as it was called, and as a shell finds it.
             error.ctx.find_root().info_name = advice.line(*advice.caller().program)
         error.show()
@@ -193,8 +192,6 @@ def _failed(error: Exception, *, verbose: bool) -> int:
 
         traceback.print_exception(error)
     if failure is None:
-        from watcher.system import advice
-
         step = "this is a bug in ollama-watch; run it again with -v and report it"
         step = "please report this bug" if verbose else step
         again = "" if verbose else advice.again("", "-v", root=False)

@@ -144,7 +144,7 @@ HOLD = """
 import os, sys
 from watcher.state import fs
 folder = os.open(sys.argv[1], os.O_RDONLY)
-with fs.locked("models.json.lock", folder, f"pid {os.getpid()}"):
+with fs.locked("models.json.lock", folder):
     print("held", flush=True)
     sys.stdin.read()
 """

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 from collections.abc import Callable, Iterator
@@ -146,10 +145,9 @@ def unit(store: Store, text: str) -> None:
 def watched(store: Store) -> Iterator[None]:
     """By a daemon, as far as another process can tell."""
     (store.path / ".ollama-watch").mkdir()
-    since = f"pid {os.getpid()} since 2026-11-24T10:00:00Z"
     with (
         fs.opened_folder(str(store.path / ".ollama-watch")) as ours,
-        fs.locked(DAEMON_LOCK, ours, since),
+        fs.locked(DAEMON_LOCK, ours),
     ):
         yield
 

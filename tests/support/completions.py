@@ -8,7 +8,7 @@ from click.shell_completion import get_completion_class
 
 import watcher
 from watcher.cli import program
-from watcher.commands.declare import PROGRAM
+from watcher.system.advice import PROGRAM
 
 FOLDER = Path(watcher.__file__).parents[1] / "completions"
 #: Each shell's file, as the shell looks for it.

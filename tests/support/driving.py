@@ -136,7 +136,6 @@ class HealthyStore(Store):
         wanted |= {
             "driven",
             "logs.lock",
-            "replacing.lock",
             "models.json",
             "models.json.lock",
             "registry-cache.json",

@@ -12,7 +12,8 @@ from click_man.man import ManPage  # type: ignore[import-untyped]
 
 import watcher
 from watcher.cli import program
-from watcher.commands.declare import PROGRAM, Command, Group, rows_of
+from watcher.commands.declare import Command, Group, rows_of
+from watcher.system.advice import PROGRAM
 
 ROOT = Path(watcher.__file__).parents[1]
 FOLDER = ROOT / "man"

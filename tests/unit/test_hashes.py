@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -141,44 +140,6 @@ def test_an_unreadable_file_of_hashes_is_not_overwritten(folder: int, place: Pat
 
 
 # ---------------------------------------------------------------- with the memory
-
-
-def old_state(place: Path) -> Path:
-    """A memory as an earlier version has written it."""
-    state = place.parent / "state.json"
-    document = json.loads(state.read_bytes())
-    document["hashes"] = {name: list(each) for name, each in known().items()}
-    document["models"] = {"m:latest": [1, 2]}
-    document["problems"] = [["store_root", "blobs"]]
-    for key in ("hashed", "seen_in"):
-        del document[key]
-    state.write_text(json.dumps(document))
-    return state
-
-
-def test_hashes_of_an_earlier_version_are_moved_by_the_next_save(folder: int, place: Path) -> None:
-    memory.save(folder, Memory())
-    state = old_state(place)
-    found = memory.load(folder)
-    of_disk = found.hashes.of_disk(folder, "this start")
-    assert {name: of_disk.get(name) for name in known()} == known()
-    assert blobs(of_disk) == ({*RIGHT, "ef" * 32}, {WRONG})
-    assert not place.exists()
-    saved = memory.save(folder, found)
-    assert json.loads(state.read_bytes())["hashes"] == {}
-    assert kept(folder) == known()
-    assert memory.load(folder) == saved
-    assert saved.models == {"m:latest": (1, 2)}
-    assert saved.problems == {("store_root", "blobs")}
-
-
-def test_an_earlier_version_reads_the_memory_and_misses_only_what_grows(
-    folder: int, place: Path
-) -> None:
-    memory.save(folder, Memory(hashes=Hashes(known()), models={"m:latest": (1, 2)}, looked_at=9.0))
-    document = json.loads((place.parent / "state.json").read_bytes())
-    assert (document["hashes"], document["models"], document["problems"]) == ({}, None, [])
-    assert document["looked_at"] == 9.0
 
 
 def test_a_memory_from_before_differs_from_one_that_knows_more(folder: int) -> None:

@@ -21,6 +21,7 @@ from watcher.commands import rights
 from watcher.config import Settings
 from watcher.errors import Exit, RefusedError, SettingsError
 from watcher.ollama import names
+from watcher.system import advice
 
 if TYPE_CHECKING:
     from watcher.commands.rights import Knows
@@ -67,8 +68,6 @@ class Context:
             privileges.lower()
 
     def load(self) -> None:
-        from watcher.system import advice
-
         advice.introduce(self.config_file)
         self.settings = config.load(self.config_file, os.environ)
         if not self.stores:

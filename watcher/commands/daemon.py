@@ -11,6 +11,7 @@ from watcher import config
 from watcher.commands import declare
 from watcher.commands.context import Context, complain
 from watcher.errors import Exit, SettingsError, WatchError, named
+from watcher.system import advice
 
 if TYPE_CHECKING:
     from watcher.state.event_log import Event
@@ -76,7 +77,7 @@ def _read_again(context: Context) -> config.Settings:
         return config.load(context.config_file, os.environ)
     except SettingsError as error:
         from watcher.observe import processes
-        from watcher.system import advice, privileges
+        from watcher.system import privileges
 
         file = context.config_file or config.SYSTEM_FILE
         if not privileges.was_root() or _reads_settings(file):

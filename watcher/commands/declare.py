@@ -14,10 +14,11 @@ import click
 from watcher import config
 from watcher.commands.context import Context
 from watcher.ollama import names
+from watcher.system import advice
+from watcher.system.advice import PROGRAM
 
 #: The name of a command, the command, and the words behind it, as click has them.
 Resolved = tuple[str | None, click.Command | None, list[str]]
-PROGRAM = "ollama-watch"
 _CLOSE = 0.7
 #: Commands that remove something: no word leads to them that only looks like theirs.
 _DELETING = frozenset({"clean", "reset", "purge", "rm", "uninstall"})
@@ -173,8 +174,6 @@ class Group(_Helped, click.Group):
         return difflib.get_close_matches(word.lower(), alike, n=2, cutoff=_CLOSE)
 
     def _hint(self, at: click.Context, name: str, rest: Sequence[str]) -> str:
-        from watcher.system import advice
-
         command = self.get_command(at, name)
         assert command is not None
         arguments = [each for each in command.params if isinstance(each, click.Argument)]

@@ -11,6 +11,7 @@ from watcher.commands import declare
 from watcher.commands.context import Context, complain
 from watcher.errors import Exit, SettingsError
 from watcher.ollama import names
+from watcher.system import advice
 
 
 @declare.command(
@@ -30,7 +31,7 @@ def demo(context: Context, keep: bool, pictures: Path | None) -> Exit:
     The settings of this machine do not apply.
     """
     from watcher.demo import scenes
-    from watcher.system import advice, privileges
+    from watcher.system import privileges
 
     advice.introduce()
     if pictures is not None and not pictures.is_dir():

@@ -11,6 +11,7 @@ from watcher.commands import complete, declare
 from watcher.commands.context import Context, complain, transient
 from watcher.errors import Exit, RefusedError, TargetError
 from watcher.ollama import names, server
+from watcher.system import advice
 
 if TYPE_CHECKING:
     from watcher.transfer.values import Event
@@ -48,7 +49,6 @@ def push(context: Context, model: str, registry: str, insecure: bool) -> Exit:
     """
     from watcher.observe import targets
     from watcher.show import mirror as shown
-    from watcher.system import advice
     from watcher.transfer.push import Order, Push
     from watcher.transfer.values import Cause, Options, TransferError
 
@@ -91,7 +91,6 @@ class _Shown:
 
     def take(self, event: "Event") -> None:
         from watcher.show.text import part_of, size
-        from watcher.system import advice
         from watcher.transfer.values import Progress, Waiting
 
         now = time.monotonic()

@@ -10,7 +10,7 @@ from watcher.commands import declare
 from watcher.commands.context import Context, complain
 from watcher.errors import Exit, WatchError, named
 from watcher.ollama import names
-from watcher.system import stopping
+from watcher.system import advice, stopping
 
 PREPARE_SECONDS = 20  #: the server's start waits no longer than this
 _PREPARE_ENDS_SECONDS = 5.0  #: nothing more is begun in the last of them
@@ -68,8 +68,6 @@ def prepare(context: Context) -> Exit:
 
 def _name_doubted(store: str, found_by: str, left: list[str]) -> None:
     """Name what there was no time to read, and what does."""
-    from watcher.system import advice
-
     shown = [names.short(digest) for digest in left[:_SHOWN]]
     more = f" and {len(left) - _SHOWN} more" if len(left) > _SHOWN else ""
     which = advice.on(store, found_by, "repair", *(shown if not more else ()))

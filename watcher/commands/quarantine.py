@@ -7,6 +7,7 @@ from watcher.commands import complete, declare
 from watcher.commands.context import Context
 from watcher.errors import Exit, TargetError
 from watcher.ollama import names
+from watcher.system import advice
 
 if TYPE_CHECKING:
     from watcher.model import Mode
@@ -80,7 +81,6 @@ def purge(context: Context, labels: tuple[str, ...], **how: bool) -> Exit:
 def _act(context: Context, command: str, mode: "Mode", how: dict[str, Any]) -> Exit:
     """In each store, on those labels that it has. Raises TargetError for one that none has."""
     from watcher.commands.acting import Request, act_on
-    from watcher.system import advice
 
     hosts = context.hosts(changes=not how["dry_run"], knows=complete.kept)
     here = [frozenset(complete.kept(host.store).models) for host in hosts]

@@ -6,6 +6,7 @@ import time
 from watcher.commands import complete, declare
 from watcher.commands.context import Context, transient
 from watcher.errors import Exit
+from watcher.system import advice
 
 
 @declare.command(
@@ -26,7 +27,6 @@ def verify(context: Context, targets: tuple[str, ...], max_duration: float | Non
     from watcher.reconcile import Reconciler, approve_all
     from watcher.show import documents, tables
     from watcher.show.text import part_of, size
-    from watcher.system import advice
 
     code = Exit.HEALTHY
     began = time.monotonic()

@@ -14,7 +14,7 @@ from watcher.ollama import ranges
 from watcher.ollama.sidecars import LARGEST_LAYER
 
 T = TypeVar("T")
-_DIGEST = re.compile(r"[0-9a-fA-F]{64}")
+is_digest = re.compile(r"[0-9a-fA-F]{64}").fullmatch
 _MOST_UNSIGNED, _MOST_SIGNED = (1 << 64) - 1, (1 << 63) - 1
 #: Seconds since the epoch on any file system, and those that a calendar has, in every time zone.
 _MOST_SECONDS = float(1 << 63)
@@ -70,7 +70,7 @@ def file_name(value: object) -> str:
 
 def digest(value: object) -> str:
     found = text(value, 64)
-    if not _DIGEST.fullmatch(found):
+    if not is_digest(found):
         raise ValueError("expected a digest of 64 hexadecimal digits")
     return found
 

@@ -361,16 +361,13 @@ def save(name: str, parent: int, data: bytes, *, durable: bool = True) -> None:
     save_all({name: data}, parent, durable=durable)
 
 
-def save_all(
-    contents: Mapping[str, bytes], parent: int, *, durable: bool = True, mode: int | None = None
-) -> None:
+def save_all(contents: Mapping[str, bytes], parent: int, *, durable: bool = True) -> None:
     """Replace each file of ours in one step, on the disk when this returns.
 
     For files that only the holder of a lock writes: a kill leaves ``.<name>.new``. On an error the
     first files are replaced. Not `durable`: after a power cut it may be empty.
     """
-    mode = file_mode(os.fstat(parent)) if mode is None else mode
-    names = list(contents)
+    mode, names = file_mode(os.fstat(parent)), list(contents)
     for at in range(0, len(names), _AT_ONCE):
         some = {between(name): name for name in names[at : at + _AT_ONCE]}
         for new in some:
@@ -628,15 +625,14 @@ _OWNER = re.compile(r"pid ([0-9]{1,9}) since (\S{1,40})")  #: what `locked` writ
 
 
 @contextlib.contextmanager
-def locked(name: str, parent: int, owner: str = "", *, seconds: float = 0.0) -> Iterator[int]:
-    """Hold a lock file (flock, so threads count, too), its `owner` ("": this process) written in.
+def locked(name: str, parent: int, *, seconds: float = 0.0) -> Iterator[int]:
+    """Hold a lock file (flock, so threads count, too); who holds it is written in.
 
-    Nobody can open it who may not write to the folder; an old one that others could open is
-    replaced. Raises OSError for what is no file of ours, and BusyError where it stays held for so
-    many seconds, or this process is asked to end meanwhile.
+    Nobody can open it who may not write to the folder. Raises OSError for what is no file of ours,
+    and BusyError where it stays held for so long, or this process is asked to end meanwhile.
     """
     with closing(_take(name, parent, time.monotonic() + seconds)) as fd:
-        owner = owner or f"pid {os.getpid()} since {_rfc3339(time.time())}"
+        owner = f"pid {os.getpid()} since {_rfc3339(time.time())}"
         # A full disk must not keep anyone from acting; the text is for people only.
         with contextlib.suppress(OSError):
             os.ftruncate(fd, 0)
@@ -644,52 +640,20 @@ def locked(name: str, parent: int, owner: str = "", *, seconds: float = 0.0) -> 
         yield fd
 
 
-_REPLACING = "replacing.lock"  #: held while a lock that others could open is replaced
-_REPLACING_SECONDS = 1.0
-
-
 def _take(name: str, parent: int, until: float) -> int:
-    tried = name == _REPLACING
     while True:
-        fd = _open_lock(name, parent)
+        fd = _opened_or_made(name, parent, os.O_RDWR, lock_mode(os.fstat(parent)))
         with _closed_on_error(fd):
             _check(os.fstat(fd), name, os.fstat(parent), alone=True)
-            # Who may not write to the folder could open it, and so hold it.
-            loose = os.fstat(fd).st_mode & 0o066 & ~lock_mode(os.fstat(parent))
-            if not tried and loose:
-                tried = True
-                try:
-                    _replace_loose(name, parent, fd, until)
-                except OSError as error:
-                    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                        raise
-                    # A full disk must not keep anyone from acting: as it is, then.
-            elif _wait_for(fd, until) and is_named(fd, name, parent):
+            mode = lock_mode(os.fstat(parent))
+            if stat.S_IMODE(os.fstat(fd).st_mode) & ~mode:
+                # Somebody has opened it to users who may not write to the folder.
+                with contextlib.suppress(OSError):
+                    os.fchmod(fd, mode)
+            _wait_for(fd, until)
+            if is_named(fd, name, parent):
                 return fd
         os.close(fd)
-
-
-def _open_lock(name: str, parent: int) -> int:
-    try:
-        return _opened_or_made(name, parent, os.O_RDWR, lock_mode(os.fstat(parent)))
-    except PermissionError:
-        # One of another member's of the group, by an earlier version: it is replaced.
-        with contextlib.suppress(OSError):
-            return os.open(name, os.O_RDONLY | os.O_CLOEXEC | _CAREFULLY, dir_fd=parent)
-        raise
-
-
-def _replace_loose(name: str, parent: int, fd: int, until: float) -> None:
-    _wait_for(fd, until, lambda: _is_strangers(fd, parent))
-    seconds = max(_REPLACING_SECONDS, until - time.monotonic())
-    with locked(_REPLACING, parent, seconds=seconds):
-        if is_named(fd, name, parent) and _wait_for(fd, 0.0, lambda: _is_strangers(fd, parent)):
-            save_all({name: b""}, parent, durable=False, mode=lock_mode(os.fstat(parent)))
-
-
-def _is_strangers(fd: int, parent: int) -> bool:
-    pids, folder = flocks.holders(os.fstat(fd)), os.fstat(parent)
-    return bool(pids) and all(flocks.is_stranger(pid, folder) for pid in pids)
 
 
 def is_named(fd: int, name: str, folder: int) -> bool:
@@ -701,15 +665,13 @@ def is_named(fd: int, name: str, folder: int) -> bool:
     return os.path.samestat(os.fstat(fd), named)
 
 
-def _wait_for(fd: int, until: float, enough: Callable[[], bool] = lambda: False) -> bool:
-    """Wait for a lock, or for what is `enough` without it. Raises BusyError."""
+def _wait_for(fd: int, until: float) -> None:
+    """Wait for a lock. Raises BusyError."""
     pause = _FIRST_PAUSE
     while True:
         with contextlib.suppress(BlockingIOError):
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return True
-        if enough():
-            return True
+            return
         if time.monotonic() >= stopping.no_later(until):
             raise BusyError(_text(fd))
         time.sleep(pause)

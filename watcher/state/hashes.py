@@ -102,8 +102,7 @@ _FILES = {prefix: _File(f"{prefix}.json", _EMPTY, FOLDER) for prefix in _PREFIXE
 class Hashes:
     """Hashes by file name: those that are in no file yet, and those in the files of a store."""
 
-    #: Found out just now, or by an earlier version, which kept them in ``state.json``.
-    new: Mapping[str, Hashed] = field(default_factory=dict)
+    new: Mapping[str, Hashed] = field(default_factory=dict)  #: found out just now
     _store: int | None = field(default=None, compare=False)
     _boot: str = field(default="", compare=False)
     unread: str = field(default="", compare=False)  #: why some of the files could not be used

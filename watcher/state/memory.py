@@ -19,7 +19,7 @@ from watcher import model
 from watcher.ollama import names
 from watcher.state import checks, fs, hashes, json_file, state_folder
 from watcher.state.checks import kept, optional, row
-from watcher.state.hashes import Hashes, hashed
+from watcher.state.hashes import Hashes
 
 T = TypeVar("T")
 SCHEMA = "ollama-watch/state/1"
@@ -231,10 +231,7 @@ Seen: TypeAlias = tuple[Mapping[str, tuple[int, int]] | None, frozenset[tuple[st
 
 @lru_cache(maxsize=1)
 def _decode_seen(raw: bytes) -> Seen:
-    return _seen_of(json_file.document(raw, _SEEN_SCHEMA))
-
-
-def _seen_of(document: Mapping[str, Any]) -> Seen:
+    document = json_file.document(raw, _SEEN_SCHEMA)
     models = document["models"]
     if models is not None:
         models = {name: _manifest(each) for name, each in models.items()}
@@ -283,9 +280,8 @@ class _File(json_file.File[Memory]):
     option = orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE
 
     def decode(self, found: Mapping[str, Any]) -> Memory:
-        models, problems = _seen_of(found)
-        parts = ("downloads", "touched", "hashes", "asked")
-        downloads, touched, hashes, asked = (found[part].items() for part in parts)
+        parts = ("downloads", "touched", "asked")
+        downloads, touched, asked = (found[part].items() for part in parts)
         last = [found["clock"]] if found.get("clock") else []
         seen_in = checks.text(found.get("seen_in", ""))
         if seen_in and not _SEEN.fullmatch(seen_in):
@@ -293,12 +289,9 @@ class _File(json_file.File[Memory]):
         return Memory(
             downloads={_key(key): checks.from_keys(Remembered, each) for key, each in downloads},
             touched={checks.file_name(_exact(name)): _touched(each) for name, each in touched},
-            hashes=Hashes({checks.file_name(name): hashed(each) for name, each in hashes}),
             asked={_key(digest): _asked(each) for digest, each in asked},
             proven={_key(each): _proven(row) for each, row in found.get("proven", {}).items()},
             unproven=frozenset(map(_key, found["unproven"])),
-            models=models,
-            problems=problems,
             looked_at=checks.seconds(found["looked_at"]),
             clocks=tuple(map(_clock, [*found.get("other_clocks", ())[:_MOST_MACHINES], *last])),
             hashed=checks.whole(found.get("hashed", 0)),
@@ -319,10 +312,6 @@ class _File(json_file.File[Memory]):
             "hashed": value.hashed,
             "seen_in": value.seen_in,
             "untold": [line.decode() for line in value.untold],
-            # Where an earlier version has them: it goes on without.
-            "hashes": {},
-            "models": None,
-            "problems": [],
         }
 
 

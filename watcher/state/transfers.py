@@ -26,7 +26,7 @@ from watcher.state import checks, fs, json_file, state_folder
 FOLDER = "transfers"
 DATA, LEDGER, ARRIVED, LOCK = "data", "ledger", "arrived", "lock"
 #: In the order in which they go: without the first two nothing that a kill leaves is believed.
-FILES = (ARRIVED, LEDGER, DATA, "replacing.lock", LOCK)
+FILES = (ARRIVED, LEDGER, DATA, LOCK)
 _IS_ASIDE = re.compile(rf"(?:{ARRIVED}|{LEDGER}|{DATA})\.damaged(?:-[0-9]+)?").fullmatch
 SCHEMA = "ollama-watch/transfer/1"
 LONGEST_LEDGER = 16 * MIB
@@ -195,7 +195,8 @@ def keep(ours: int, blobs: int, digest: str, boot: str) -> None:
     with state_folder.made_in(FOLDER, ours) as above:
         fs.ensure_folder(digest, above, durable=False)
     with held(ours, digest) as folder:
-        if _is_there(DATA, folder):
+        with contextlib.suppress(FileNotFoundError):
+            os.stat(DATA, dir_fd=folder, follow_symlinks=False)
             return
         try:
             everything = ((0, found.st_size),)
@@ -215,13 +216,6 @@ def is_second_name(folder: int, digest: str, blobs: int) -> bool:
         data = os.stat(DATA, dir_fd=folder, follow_symlinks=False)
         blob = os.stat(names.blob(digest), dir_fd=blobs, follow_symlinks=False)
         return os.path.samestat(data, blob)
-    return False
-
-
-def _is_there(name: str, folder: int) -> bool:
-    with contextlib.suppress(FileNotFoundError):
-        os.stat(name, dir_fd=folder, follow_symlinks=False)
-        return True
     return False
 
 
@@ -280,16 +274,9 @@ def digests(ours: int) -> list[str]:
     """The digests of which there is a folder, by name."""
     try:
         with state_folder.opened_in(FOLDER, ours) as above:
-            return sorted(filter(_is_digest, os.listdir(above)))
+            return sorted(filter(checks.is_digest, os.listdir(above)))
     except FileNotFoundError:
         return []
-
-
-def _is_digest(name: str) -> bool:
-    try:
-        return bool(checks.digest(name))
-    except ValueError:
-        return False
 
 
 def tidy(store: int, before: float) -> None:

@@ -3,15 +3,20 @@
 Whatever prints a command has it made here.
 """
 
+from __future__ import annotations
+
 import contextlib
 import errno
 import os
 import shlex
 import sys
+from typing import TYPE_CHECKING
 
 from watcher.errors import NO_INODES, NoPermissionError, WatchError, lacks_inodes, refused
-from watcher.model import Caller, Evidence, Place
 from watcher.ollama import names
+
+if TYPE_CHECKING:
+    from watcher.model import Caller, Evidence, Place
 
 PROGRAM = "ollama-watch"
 #: Where `sudo` looks for programs, whatever the user's own path is.
@@ -39,6 +44,8 @@ def caller() -> Caller:
 
 
 def _by_process() -> Caller:
+    from watcher.model import Caller  # help does not load it
+
     started = sys.argv[0] if sys.argv else ""
     path = os.path.join(os.path.dirname(sys.executable), PROGRAM)
     if os.path.basename(started) == PROGRAM and os.path.isfile(started):
