@@ -10,6 +10,10 @@ import pytest
 import yaml
 
 from tests.support.command_line import understand
+from tests.support.fleet import DASHBOARD
+from watcher import model
+from watcher.decide import finding_kinds
+from watcher.state.event_log import EventType
 
 ROOT = Path(__file__).parents[2]
 RULES = (ROOT / "deploy/prometheus/ollama-watch.rules.yml").read_text()
@@ -35,6 +39,22 @@ def test_each_page_has_the_urgency_of_its_alert() -> None:
         for alert in re.findall(r"alert: (\w+)", group):
             text = (ROOT / "docs/runbooks" / f"{alert}.md").read_text()
             assert f"\n*Urgency: {urgency}.* " in text
+
+
+def test_what_alerts_and_panels_ask_for_is_there() -> None:
+    """A kind that has another name in the program would keep its alert silent."""
+    known = {
+        "kind": {row.kind for row in finding_kinds.TABLE},
+        "condition": {*model.Condition},
+        "sight": {*model.Visibility},
+        "type": {*EventType},
+        "severity": {*model.Severity},
+    }
+    text = RULES + DASHBOARD.read_text().replace(r'\"', '"')
+    asked = re.findall(rf'\b({"|".join(known)})!?=~?"(\w*?)\(?([\w|]+)\)?"', text)
+    assert {label for label, _, _ in asked} == {*known}
+    for label, prefix, rest in asked:
+        assert {f"{prefix}{each}" for each in rest.split("|")} <= known[label]
 
 
 def test_each_alert_is_tested_when_it_fires_and_when_not() -> None:
