@@ -125,6 +125,15 @@ def test_a_circle_a_file_and_nothing(here: Path) -> None:
             folders.way(str(here / name / "more"))
 
 
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read every folder")
+def test_a_store_that_may_not_be_read_is_named(here: Path) -> None:
+    (here / "models").chmod(0o311)
+    with pytest.raises(PermissionError) as caught, folders.opened_store(str(here / "models")):
+        pass
+    assert caught.value.filename == str(here / "models")
+    (here / "models").chmod(0o755)
+
+
 def test_links_of_the_kernels_own_lead_where_it_says(here: Path) -> None:
     fd = os.open(here, os.O_RDONLY)
     try:

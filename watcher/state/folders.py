@@ -89,7 +89,11 @@ def opened_store(path: str) -> Iterator[int]:
         links.forbid()
         if os.geteuid() == 0 and (uid := _owner(at.fd).st_uid):
             raise NotRootsError(uid, path)
-        fd = fs.open_quietly(".", _FOLDER, at.fd)
+        try:
+            fd = fs.open_quietly(".", _FOLDER, at.fd)
+        except OSError as error:
+            error.filename = path  # not "."
+            raise
     with fs.closing(fd):
         yield fd
 
