@@ -50,7 +50,7 @@ def test_what_alerts_and_panels_ask_for_is_there() -> None:
         "type": {*EventType},
         "severity": {*model.Severity},
     }
-    text = RULES + DASHBOARD.read_text().replace(r'\"', '"')
+    text = RULES + DASHBOARD.read_text().replace(r"\"", '"')
     asked = re.findall(rf'\b({"|".join(known)})!?=~?"(\w*?)\(?([\w|]+)\)?"', text)
     assert {label for label, _, _ in asked} == {*known}
     for label, prefix, rest in asked:
