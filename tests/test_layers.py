@@ -48,12 +48,7 @@ IMPURE = frozenset(
         "watcher.state.hashes.keep",
         "watcher.state.memory.load",
     }
-    | {
-        "watcher.ollama.server",
-        "watcher.ollama.registry",
-        "watcher.ollama.pull_stream",
-        "watcher.observe",
-    }
+    | {"watcher.ollama.server", "watcher.ollama.pull_stream", "watcher.observe"}
 )
 
 

@@ -21,6 +21,7 @@ from watcher.pull.failures import End
 from watcher.pull.target import Target
 from watcher.state import records
 from watcher.state.records import State
+from watcher.transfer.questions import asking
 
 MB = 1_000_000
 MIB = 1 << 20
@@ -72,7 +73,7 @@ def at_a_port(kind: type[Server], folder: Path) -> Iterator[Server]:
 
 def site(server: Server) -> Target:
     """The site of a server whose store is here."""
-    return Target(server.url, POLICY.settings, Host(str(server.store)))
+    return Target(server.url, POLICY.settings, asking(Host(str(server.store))))
 
 
 def add(

@@ -12,6 +12,7 @@ from watcher.model import Approve, Mode, Rules, Scope, Space
 from watcher.observe.host import Host
 from watcher.reconcile import Reconciler, Report, approve_all
 from watcher.state.memory import Memory
+from watcher.transfer.questions import asking
 
 _OF_MODE = frozenset(Mode._fields) - {"repair", "clean"}
 
@@ -42,6 +43,7 @@ def one_run(
     ended: frozenset[str] = frozenset(),
 ) -> Report:
     """One run; `past`: what a run before could not write down."""
+    host = asking(host)
     reconciler = Reconciler(replace(host, stops=stop) if stop else host, by.settings)
     reconciler._unsaved = past
     mode = by.mode._replace(lock_seconds=lock_seconds, announce=first_look)

@@ -19,6 +19,7 @@ from watcher.observe.host import Host
 from watcher.pull.account import Options
 from watcher.pull.failures import Cause
 from watcher.pull.target import Target
+from watcher.transfer.questions import asking
 
 MB = 1_000_000
 SIZE = 24 * MB
@@ -98,7 +99,7 @@ def pull(store: Path, registry: Registry) -> tuple[Model, Seen]:
     (store / "blobs").mkdir(parents=True)
     model = registry.add_model("demo", "1b", [Layer(SIZE)])
     named = Model(f"{HOSTS[0]}/library/demo:1b", model.manifest, model.digests, model.config)
-    target = Target("http://127.0.0.1:1", POLICY.settings, Host(str(store)))
+    target = Target("http://127.0.0.1:1", POLICY.settings, asking(Host(str(store))))
     return named, drive(target, named, Options())
 
 

@@ -28,6 +28,7 @@ from watcher.reconcile import Reconciler, Report
 from watcher.service.scrub import Scrub
 from watcher.state import fs, sums, transfers
 from watcher.transfer.mending import Mender
+from watcher.transfer.questions import asking
 
 from .driven import Here, wait_for
 
@@ -110,7 +111,7 @@ def rotten(here: Here, monkeypatch: pytest.MonkeyPatch) -> Ranges:
 
 def repaired(here: Here, meanwhile: Callable[[], None] = lambda: None, **more: Any) -> Report:
     """What a repair that fetches comes to in this process; `meanwhile`: once it has fetched."""
-    host, settings = Host(str(here.path)), Settings(writers_visible=True, **more)
+    host, settings = asking(Host(str(here.path))), Settings(writers_visible=True, **more)
     mender = Mender(host, settings)
 
     def fetch(action: Action) -> Entry:
@@ -266,7 +267,7 @@ def test_a_daemon_fetches_where_the_settings_say_so(here: Here, damage: str) -> 
 def test_a_daemon_fetches_at_the_rate_of_the_settings_as_they_are_by_now(here: Here) -> None:
     here.blob.unlink()
     complaints: list[str] = []
-    scrub = Scrub(Host(str(here.path)), complaints.append)
+    scrub = Scrub(asking(Host(str(here.path))), complaints.append)
     slow = Settings(writers_visible=True, fetch=True, rate=100_000)
     with contextlib.ExitStack() as running:
         running.callback(scrub.stop)

@@ -26,8 +26,7 @@ from watcher.decide import modes
 from watcher.demo.registry import Fault, Layer, Manners, Model, Registry
 from watcher.model import ActionKind, Download, Scope
 from watcher.observe.host import Host
-from watcher.ollama import names
-from watcher.ollama import registry as registry_of
+from watcher.ollama import manifests, names
 from watcher.pull import by_transfer, driver
 from watcher.pull.account import Options, Update
 from watcher.pull.failures import Cause, of_error
@@ -35,7 +34,7 @@ from watcher.pull.target import Target
 from watcher.reconcile import Reconciler
 from watcher.state import event_log, fs
 from watcher.state import transfers as kept_transfers
-from watcher.transfer import publication, values
+from watcher.transfer import publication, questions, values
 from watcher.transfer import store as store_of_transfers
 
 MB = 1_000_000
@@ -58,7 +57,11 @@ def _no_reserve(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def here(server: Server) -> Target:
     """The store of a server that need not run."""
-    return Target(f"http://127.0.0.1:{server.port}", POLICY.settings, Host(str(server.store)))
+    return Target(
+        f"http://127.0.0.1:{server.port}",
+        POLICY.settings,
+        questions.asking(Host(str(server.store))),
+    )
 
 
 @pytest.fixture(params=SERVERS)
@@ -216,7 +219,7 @@ def test_a_registry_that_gives_a_layer_another_length_each_time_ends_it(
     model = add(registry, server, MB)
     registry.add_fault(Fault("wrong_total"))
     lengths = iter(range(MB + 10, MB + 30))
-    monkeypatch.setattr(registry_of, "length", lambda *_, **__: next(lengths))
+    monkeypatch.setattr(questions, "length", lambda *_, **__: next(lengths))
     seen = drive(here(server), model)
     assert seen.end.cause is Cause.WRONG_LENGTH
     assert next(lengths) == MB + 12, "once of the layer, and of the config"
@@ -228,7 +231,7 @@ def test_a_layer_that_never_fits_and_has_another_length_each_time_ends_it(
 ) -> None:
     model = add(registry, server, MB)
     lengths = iter(range(1 << 45, 0, -1))
-    monkeypatch.setattr(registry_of, "length", lambda *_, **__: next(lengths))
+    monkeypatch.setattr(questions, "length", lambda *_, **__: next(lengths))
     huge = model.manifest.replace(b"%d" % MB, b"%d" % ((1 << 45) + 1))
     registry.set_manifests("library/demo", "1b", [huge])
     seen = drive(here(server), model)
@@ -244,7 +247,7 @@ def test_a_tag_that_moves_meanwhile_is_counted_once(
     registry.set_manifests("library/demo", "1b", [old.manifest, *[moved.manifest] * 5])
     seen = drive(here(server), old)
     assert seen.end.cause is None
-    assert seen.updates[-1].record.total_bytes == sum(registry_of.sizes(moved.manifest).values())
+    assert seen.updates[-1].record.total_bytes == sum(manifests.sizes(moved.manifest).values())
 
 
 def test_a_server_that_never_ends_its_start_is_waited_for_a_while(
@@ -276,7 +279,7 @@ def test_a_tag_that_moves_after_a_wrong_size_was_corrected(
     registry.set_manifests("library/demo", "1b", [wrong, wrong, *[moved.manifest] * 5])
     seen = drive(here(server), old)
     assert seen.end.cause is None, seen.end
-    assert seen.updates[-1].record.total_bytes == sum(registry_of.sizes(moved.manifest).values())
+    assert seen.updates[-1].record.total_bytes == sum(manifests.sizes(moved.manifest).values())
 
 
 @pytest.mark.parametrize("status", [404, 410])

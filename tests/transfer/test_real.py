@@ -26,6 +26,7 @@ from watcher.pull.failures import Cause
 from watcher.pull.target import Target
 from watcher.transfer import values
 from watcher.transfer.push import Order, Push, Pushed
+from watcher.transfer.questions import asking
 
 from .driven import QUICK, Background, Here, wait_for, with_options
 
@@ -77,7 +78,7 @@ def full(here: Here, tmp_path: Path) -> Here:
 def test_a_model_arrives_from_a_real_plain_registry(here: Here, full: Here, docker: str) -> None:
     push(docker, full)
     here.model = dataclasses.replace(here.model, name=f"http://{docker}/library/demo:1b")
-    target = Target("http://127.0.0.1:1", POLICY.settings, Host(str(here.path)))
+    target = Target("http://127.0.0.1:1", POLICY.settings, asking(Host(str(here.path))))
     stopped = drive(target, here.model, cancelled=lambda: here.written_if_any() > MIB)
     assert stopped.end.cause in (Cause.INTERRUPTED, None)  # it may be done before that is seen
     assert drive(target, here.model).end.cause is None

@@ -33,7 +33,7 @@ from watcher.model import (
 )
 from watcher.observe import parts, place, scan
 from watcher.observe.host import Host
-from watcher.ollama import names, ranges, registry
+from watcher.ollama import manifests, names, ranges
 from watcher.ollama.names import ModelName
 from watcher.state import folders, fs, state_folder, sums
 from watcher.state.sums import Chunk, Chunks
@@ -97,6 +97,7 @@ def ask(actions: Iterable[Action], host: Host) -> Iterator[Outcome]:
                 reply = f"{model.host} does not answer"
                 continue
             try:
+                assert host.registry_length is not None
                 length = host.registry_length(model, action.subject)
                 doubt = _doubt(host, model, action, length)
             except OSError as error:
@@ -115,10 +116,11 @@ def ask(actions: Iterable[Action], host: Host) -> Iterator[Outcome]:
 def _doubt(host: Host, model: ModelName, action: Action, length: int | None) -> str:
     if length is None or not action.expects:
         return ""
+    assert host.registry_manifest is not None
     raw = host.registry_manifest(None, model).raw
     if raw is None:
         return f"{model.host} says {length:,} bytes, and gives no manifest of {model.shown}"
-    named = registry.sizes(raw).get(action.subject)
+    named = manifests.sizes(raw).get(action.subject)
     if named == length:
         return ""
     names_it = "does not name it" if named is None else f"says {named:,}"

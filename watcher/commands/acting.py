@@ -15,7 +15,7 @@ from watcher.model import ActionKind, Approve, Mode, Plan, RefusalKind, Result
 from watcher.observe import scan, targets
 from watcher.observe.host import Host
 from watcher.observe.targets import Targets
-from watcher.ollama import names, registry
+from watcher.ollama import manifests, names
 from watcher.ollama.names import ModelName
 from watcher.reconcile import Reconciler, Report
 from watcher.show import documents, plans, text
@@ -119,10 +119,11 @@ def look_up(host: Host, wanted: Iterable[str], *, keep: bool = True) -> tuple[Ho
             if model.host in silent:
                 problems[model.key] = f"{model.host} did not answer"
                 continue
+            assert host.registry_manifest is not None
             answer = host.registry_manifest(store if keep else None, model)
             if answer.problem:
                 problems[model.key] = answer.problem
-            elif answer.raw is not None and not registry.sizes(answer.raw):
+            elif answer.raw is not None and not manifests.sizes(answer.raw):
                 problems[model.key] = f"the manifest that {model.host} gives names no layer"
             if answer.problem and answer.silent:
                 silent.add(model.host)

@@ -128,9 +128,10 @@ class Context:
 
     def host(self, found: place.Found) -> Host:
         from watcher.observe.host import Host
+        from watcher.transfer import questions
 
         parent = os.getppid() if self.staged else None
-        return Host(found.path, found.by, found.foreign, parent=parent)
+        return questions.asking(Host(found.path, found.by, found.foreign, parent=parent))
 
     def scans(self, mode: Mode) -> Iterator[Report]:
         """A scan of each store; nothing is changed."""

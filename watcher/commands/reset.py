@@ -23,6 +23,7 @@ def reset(context: Context, models: tuple[str, ...], yes: bool, offline: bool) -
     from watcher.observe.host import Host
     from watcher.pull.manager import ModelDownloadManager, StoreFiles
     from watcher.show import text
+    from watcher.transfer import questions
 
     for model in models:
         names.to_model(model)
@@ -30,7 +31,7 @@ def reset(context: Context, models: tuple[str, ...], yes: bool, offline: bool) -
     problems: Mapping[str, str] = {}
     if not offline:
         with patience("asking registries"):
-            _, problems = acting.look_up(Host(store), models)
+            _, problems = acting.look_up(questions.asking(Host(store)), models)
     manager = ModelDownloadManager(StoreFiles(store), policy=context.settings)
     done: list[dict[str, object]] = []
     try:

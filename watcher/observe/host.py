@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from watcher.errors import EndedError
 from watcher.model import Action, Caller, Entry, ForeignLink
-from watcher.ollama import registry, server
+from watcher.ollama import server
 from watcher.ollama.names import ModelName
 from watcher.state import registry_cache
 from watcher.state.event_log import Event
@@ -31,11 +31,9 @@ class Host:
     sleep: Callable[[float], None] = time.sleep  #: the wait under a guard
     version: Callable[[str], str | None] = server.version  #: by URL; None where nobody answers
     #: Bytes that a model's registry has of a digest; None: it does not report that. OSError.
-    registry_length: Callable[[ModelName, str], int | None] = registry.length
+    registry_length: Callable[[ModelName, str], int | None] | None = None
     #: A model's manifest from its registry, kept in the store behind a descriptor, if any is given.
-    registry_manifest: Callable[[int | None, ModelName], registry_cache.Answer] = (
-        registry_cache.manifest
-    )
+    registry_manifest: Callable[[int | None, ModelName], registry_cache.Answer] | None = None
     #: What is known of layers that no manifest of the store behind a descriptor names.
     known_layers: Callable[[int], registry_cache.KnownLayers] = registry_cache.known_layers
     #: Fetches what an action is about beside it; the file that then holds it. Raises WatchError,

@@ -12,7 +12,7 @@ from watcher.decide import blob_findings, findings, modes
 from watcher.errors import WatchError
 from watcher.model import ActionKind, Plan, Scope
 from watcher.observe import scan
-from watcher.ollama import manifests, names, registry
+from watcher.ollama import manifests, names
 from watcher.pull import disk, verification
 from watcher.pull.account import Account, Update
 from watcher.pull.failures import Cause, End
@@ -29,10 +29,10 @@ def take_up(
     account: Account, raw: bytes, learned: Mapping[str, int]
 ) -> Generator[Update, None, bool]:
     """Take up a manifest, with sizes as `learned`; whether the store has all that it names."""
-    sizes = registry.sizes(raw)
+    sizes = manifests.sizes(raw)
     with account.opened() as store:
         known = {} if store is None else verification.right_sizes(store, sizes, account.boot)
-    right = registry.sizes(raw, {**known, **learned})
+    right = manifests.sizes(raw, {**known, **learned})
     account.expect(right)
     yield account.change(
         state=State.PULLING_MANIFEST,
@@ -119,7 +119,7 @@ def flaw(raw: bytes) -> End:
     """The end of a pull whose manifest names no layer, or an impossible one; a server takes it."""
     try:
         if not (found := manifests.flaw(raw)):
-            registry.sizes(raw)
+            manifests.sizes(raw)
     except ValueError as error:
         found = str(error)
     return End(Cause.BAD_MANIFEST, f"its manifest is invalid: {found}") if found else End()

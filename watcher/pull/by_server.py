@@ -15,9 +15,10 @@ from watcher.ollama.pull_stream import PullStream, ServerGoneError, Status
 from watcher.pull import before, disk
 from watcher.pull.account import CANCELED, MISMATCHES, TICK_SECONDS, TRIES, Account, Update, Waiting
 from watcher.pull.failures import Cause, End, of_error
-from watcher.state import records, registry_cache
+from watcher.state import records
 from watcher.state.records import State
 from watcher.system import advice
+from watcher.transfer import questions
 
 #: No line at all for so long while the manifest is requested: the server waits without any limit.
 _SILENT_SECONDS = 120.0
@@ -86,7 +87,7 @@ class ByServer:
         """Ask for the manifest, without which the server reports why; the end, if it is one."""
         account, insecure = self._account, self._account.options.insecure
         with account.opened() as store:
-            answer = registry_cache.manifest(store, account.name, insecure=insecure)
+            answer = questions.manifest(store, account.name, insecure=insecure)
         if answer.raw is None:
             return None
         if not answer.problem and (flawed := before.flaw(answer.raw)).cause is not None:

@@ -18,7 +18,7 @@ from rich.filesize import decimal
 
 from watcher.model import QUIET_SECONDS, Download, RefusalKind
 from watcher.observe import scan
-from watcher.ollama import names, ranges, registry
+from watcher.ollama import manifests, names, ranges
 from watcher.pull import before
 from watcher.pull.account import CANCELED, MISMATCHES, TICK_SECONDS, TRIES, Account, Update, Waiting
 from watcher.pull.failures import Cause, End, of_error
@@ -27,7 +27,7 @@ from watcher.state import folders, registry_cache, transfers
 from watcher.state.event_log import EventType, clock
 from watcher.state.records import State
 from watcher.system import advice
-from watcher.transfer import auth, store, taking_over, values
+from watcher.transfer import auth, questions, store, taking_over, values
 from watcher.transfer.model import Fetched, Transfer
 from watcher.transfer.publication import Publication
 from watcher.transfer.values import Layer, Noticed, Order, Partial, Progress, TransferError
@@ -82,7 +82,7 @@ class ByTransfer:
         known = cached.get(account.name.key)
         if known is None:
             return
-        sizes = registry.sizes(known.raw.encode())
+        sizes = manifests.sizes(known.raw.encode())
         account.progress.expect(sizes, account.finished(sizes))
         with contextlib.suppress(OSError, TransferError):
             self._count(sizes, taking_over.partials(self._look(sizes.keys())))
@@ -156,7 +156,7 @@ class ByTransfer:
             return False  # it has said so before
         found = None
         with contextlib.suppress(OSError):
-            found = registry.length(account.name, digest, insecure=account.options.insecure)
+            found = questions.length(account.name, digest, insecure=account.options.insecure)
         if found in (None, account.promised.get(digest)):
             return False
         self._sizes[digest] = found or 0
@@ -378,7 +378,7 @@ class ByTransfer:
         """Give layers their names, and see that the manifest gets into its place."""
         account, boot = self._account, self._account.boot
         # The tag may have moved since the pull began.
-        account.expect(registry.sizes(fetched.manifest, self._sizes))
+        account.expect(manifests.sizes(fetched.manifest, self._sizes))
         account.progress.complete()
         names_of = Publication(
             self._host, account.target.settings, account.digests, self._cancelled

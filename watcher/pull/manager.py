@@ -42,7 +42,7 @@ from watcher.errors import (
 from watcher.model import ActionKind, Condition, Diagnosed, Mode, Plan, Result, Scope
 from watcher.observe import place, scan
 from watcher.observe.host import Host
-from watcher.ollama import manifests, names, ranges, registry
+from watcher.ollama import manifests, names, ranges
 from watcher.pull import target
 from watcher.pull.account import Options, Update
 from watcher.pull.driver import Pull
@@ -52,6 +52,7 @@ from watcher.state.event_log import Event, EventType
 from watcher.state.memory import FOLDER
 from watcher.state.records import Record, State
 from watcher.system import advice
+from watcher.transfer import questions
 
 
 class FileManager(Protocol):
@@ -222,7 +223,7 @@ class ModelDownloadManager:
             place.check_rights(folder)
         self._server = server
         self._settings = policy or Settings()
-        self._host = Host(self._store)
+        self._host = questions.asking(Host(self._store))
 
     # ------------------------------------------------------------ records
 
@@ -515,7 +516,7 @@ def _read_manifest(manifest: object) -> tuple[bytes, dict[str, int]]:
         raise ValueError(f"a {type(manifest).__name__} is none")
     if flaw := manifests.flaw(raw):
         raise ValueError(flaw)
-    return raw, registry.sizes(raw)
+    return raw, manifests.sizes(raw)
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from watcher.decide import blob_findings, modes, remaining
 from watcher.errors import WatchError
 from watcher.model import ActionKind, BlobFault, OddBlob, Plan, Result
 from watcher.observe import blobs, scan
-from watcher.ollama import names, registry
+from watcher.ollama import manifests, names
 from watcher.ollama.manifests import READ_LIMIT
 from watcher.pull.failures import Cause, End
 from watcher.pull.target import Target
@@ -42,7 +42,7 @@ def read(path: str, store: int) -> bytes:
 def layers(store: int, model: names.ModelName) -> Mapping[str, int] | None:
     """What the store's own manifest of a model names, in bytes; None where it has none."""
     try:
-        return registry.sizes(read(f"manifests/{model.path}", store))
+        return manifests.sizes(read(f"manifests/{model.path}", store))
     except (OSError, ValueError):
         return None
 

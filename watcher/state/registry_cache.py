@@ -5,13 +5,12 @@ sent again. A kept one is never taken for the server's own.
 """
 
 import contextlib
-import time
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from watcher.errors import WatchError
-from watcher.ollama import names, registry
+from watcher.ollama import manifests, names
 from watcher.state import checks, json_file
 
 SCHEMA = "ollama-watch/registry-cache/1"
@@ -70,30 +69,6 @@ def known_layers(store: int, more: Manifests = _NONE) -> KnownLayers:
     return found
 
 
-def manifest(store: int | None, model: names.ModelName, *, insecure: bool = False) -> Answer:
-    """Ask a model's registry for its manifest; where nobody answers, the one kept in `store`."""
-    known = None if store is None else cached(store).get(model.key)
-    kept = known.raw.encode() if known else None
-    try:
-        found = registry.fetch(model, known.etag if known else "", insecure=insecure)
-    except OSError as error:
-        why = f"{model.host} does not answer: {error.strerror or error}"
-        return Answer(kept, why, silent=True)
-    if found.status == 304 and known:
-        return Answer(kept)
-    if found.status == 404:
-        return Answer(None, f"{model.host} has no {model.shown}")
-    if found.status != 200:
-        return Answer(kept, f"{model.host} answers {found.status}")
-    try:
-        registry.sizes(found.raw)
-    except ValueError as error:
-        return Answer(None, f"{model.host} sent an invalid manifest: {error}")
-    if store is not None:
-        keep(store, model, found.raw, found.etag, time.time())
-    return Answer(found.raw)
-
-
 def keep(store: int, model: names.ModelName, raw: bytes, etag: str, now: float) -> None:
     """Keep a model's manifest, where that can be done; the ones asked for last stay."""
     got = as_kept(raw, now, etag)
@@ -117,7 +92,7 @@ def keep(store: int, model: names.ModelName, raw: bytes, etag: str, now: float) 
 def as_kept(raw: bytes, at: float, etag: str = "") -> Cached:
     """A manifest as it is kept. Raises ValueError for what is none."""
     text = raw.decode("utf-8", "replace")
-    return Cached(text, etag, at, registry.sizes(text.encode()))
+    return Cached(text, etag, at, manifests.sizes(text.encode()))
 
 
 class _File(json_file.File[Manifests]):

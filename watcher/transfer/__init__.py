@@ -5,7 +5,8 @@ a ledger of what has arrived. After a kill, a power cut, a full disk or a lost c
 continues where it stopped. It gets its name in ``blobs/`` once its hash is right, and the manifest
 comes last.
 
-`push` goes the other way: from a store to a mirror.
+`push` goes the other way, from a store to a mirror; `questions` asks for a manifest or a length.
 
-Others use `model.Transfer`, `push.Push`, `taking_over`, `publication`, `store.opened` and `values`.
+Others use `model.Transfer`, `push.Push`, `questions`, `taking_over`, `publication`, `store.opened`
+and `values`.
 """

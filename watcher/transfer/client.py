@@ -11,9 +11,10 @@ import asyncio
 import contextlib
 import functools
 import math
+import os
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Protocol, Self
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import pycurl
 
@@ -152,7 +153,7 @@ class Client:
             **({pycurl.CAINFO: self._trust.file} if self._trust.file else {}),
             **({pycurl.CAPATH: self._trust.folder} if self._trust.folder else {}),
             # This machine itself is asked without a proxy, as everywhere in this program.
-            **({pycurl.NOPROXY: "*"} if server.is_loopback(host) else {}),
+            **({pycurl.NOPROXY: "*"} if server.is_loopback(host) else _proxy(request.url)),
         }
         if request.range is not None:
             options[pycurl.RANGE] = f"{request.range[0]}-{request.range[1] - 1}"
@@ -232,6 +233,25 @@ class Client:
         ended = self._under_way.get(handle)
         if ended is not None and not ended.done():
             ended.set_result((code, text))
+
+
+def _proxy(url: str) -> dict[int, str]:
+    """The proxy that the environment names, as options; none where libcurl finds it as well.
+
+    libcurl takes no user and password with characters that end an address.
+    """
+    variable = f"{urlsplit(url).scheme}_proxy"
+    found = os.environ.get(variable) or os.environ.get(variable.upper(), "")
+    user, _, address = found.rpartition("@")
+    if not user:
+        return {}
+    scheme, is_named, rest = user.partition("://")
+    name, _, password = (rest if is_named else user).partition(":")
+    return {
+        pycurl.PROXY: f"{scheme if is_named else 'http'}://{address}",
+        pycurl.PROXYUSERNAME: unquote(name),
+        pycurl.PROXYPASSWORD: unquote(password),
+    }
 
 
 class _Exchange:

@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from watcher.ollama import registry as answered
+from watcher.ollama import manifests
 from watcher.transfer import store
 from watcher.transfer.store import Store, Verified
 from watcher.transfer.values import (
@@ -135,7 +135,7 @@ class Transfer:
                 return Fetched(b"", tuple(await engine.fetch(missing)))
             raw = order.manifest or await connections.patiently(registry.manifest)
             for _ in range(_MOST_MOVES):
-                layers = [Layer(*each) for each in answered.sizes(raw, order.sizes).items()]
+                layers = [Layer(*each) for each in manifests.sizes(raw, order.sizes).items()]
                 wanted = [each for each in layers if each.digest not in order.given]
                 verified = await engine.fetch(self._missing(target, wanted))
                 now = await connections.patiently(registry.manifest)

@@ -18,7 +18,6 @@ from urllib.parse import quote, urlsplit
 import orjson
 
 from watcher.ollama import manifests, names, ranges
-from watcher.ollama import registry as answered
 from watcher.ollama.names import ModelName
 from watcher.state import folders, fs
 from watcher.transfer import answers, asking, auth, redirects, store
@@ -229,7 +228,7 @@ class Push:
 
 def _layers(raw: bytes, model: ModelName) -> list[Layer]:
     try:
-        found, flaw = answered.sizes(raw), manifests.flaw(raw)
+        found, flaw = manifests.sizes(raw), manifests.flaw(raw)
     except ValueError as error:
         found, flaw = {}, str(error)
     if flaw:

@@ -13,7 +13,6 @@ from collections import Counter, defaultdict
 from urllib.parse import urlsplit
 
 from watcher.ollama import manifests, names, server
-from watcher.ollama import registry as answered
 from watcher.ollama.names import ModelName
 from watcher.state import sums
 from watcher.transfer import answers, asking, mirrors
@@ -78,7 +77,7 @@ class Registry:
         if answer.head.status != 200:
             raise self.failure(answer)
         try:
-            answered.sizes(answer.body)
+            manifests.sizes(answer.body)
         except ValueError as error:
             if answer.body.lstrip().startswith(b"<"):
                 words = answers.words(answer.body)
