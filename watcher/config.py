@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from watcher.errors import SettingsError, as_root, shown
 
@@ -203,19 +203,15 @@ def stores(value: object) -> tuple[str, ...]:
 _READ = {"store": stores, **{key: each.metadata["read"] for key, each in KEYS.items()}}
 
 
-class Given(NamedTuple):
-    """A value as somebody gave it, and where: a file, or a variable."""
-
-    value: object
-    source: str
+Given = tuple[object, str]  #: a value as somebody gave it, and where: a file, or a variable
 
 
 def load(file: Path | None, environment: Mapping[str, str]) -> Settings:
     """Read the settings; `file` must exist, None is the system's. Raises SettingsError."""
     values = given(file, environment)
-    store = values.pop("store", Given((), ""))
+    store, named_by = values.pop("store", ((), ""))
     fields = {KEYS[key].name: _READ[key](value) for key, (value, _) in values.items()}
-    found = replace(Settings(), stores=stores(store.value), stores_by=store.source, **fields)
+    found = replace(Settings(), stores=stores(store), stores_by=named_by, **fields)
     listens = found.metrics_listen
     if listens and not (found.metrics_allow_remote or ipaddress.ip_address(listens[0]).is_loopback):
         value, source = values["metrics_listen"]
@@ -232,12 +228,12 @@ def given(file: Path | None, environment: Mapping[str, str]) -> dict[str, Given]
     path = SYSTEM_FILE if file is None else file
     for key, value in _read(path, needed=file is not None).items():
         _check(key, value, f"{path}: {key}")
-        found[key] = Given(value, str(path))
+        found[key] = value, str(path)
     for variable, value in environment.items():
         if variable.startswith(ENVIRONMENT_PREFIX):
             key = variable.removeprefix(ENVIRONMENT_PREFIX).lower()
             _check(key, value, f"{ENVIRONMENT_PREFIX}{key.upper()}")
-            found[key] = Given(value, variable)
+            found[key] = value, variable
     return found
 
 

@@ -54,7 +54,7 @@ def _settings(context: Context) -> Iterator[tuple[str, object, str]]:
     """Each setting, its value (None for a store that is found automatically), and its source."""
     found = settings.given(context.config_file, os.environ)
     if context.stores:
-        found["store"] = settings.Given(list(context.stores), "--store")
+        found["store"] = list(context.stores), "--store"
     yield "store", *found.get("store", (None, "default"))
     for key, known in settings.KEYS.items():
         value, source = found.get(key, (known.metadata["default"], "default"))
