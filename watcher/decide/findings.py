@@ -47,14 +47,9 @@ def of_download(
     yield finding
     if diagnosed.stale:
         stale = found("download_stale", path, who=who, age=advice.duration(diagnosed.age))
-        yield finding._replace(
-            severity=stale.severity,
-            kind=stale.kind,
-            message=stale.message,
-            evidence=f"stale after {advice.duration(rules.settings.stale_after)}",
-            alone=fate,
-            remedy="",
-        )
+        after = f"stale after {advice.duration(rules.settings.stale_after)}"
+        stale = stale._replace(evidence=after, alone=fate, command=finding.command)
+        yield stale._replace(sizes=finding.sizes, models=finding.models)
     elif at_risk.is_needed(diagnosed) and (risky := at_risk.unwatched(when, evidence)):
         usual = found("download_at_risk", path, who=who)
         usual = usual._replace(sizes=finding.sizes, models=download.models)

@@ -5,7 +5,6 @@ advance alike, the wall clock is believed; else only what was counted is certain
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from watcher.model import CLOCK_SETTLED_SECONDS, CLOCK_TOLERANCE_SECONDS, Clock, Shift, Unsure
 
@@ -15,31 +14,27 @@ _MOST_SHIFTS = 8  #: settings of the clock that are kept in mind
 _MOST_MACHINES = 8  #: one that is forgotten begins as another machine
 
 
-class Reading(NamedTuple):
-    wall: float
-    counted: float  #: seconds since the start `boot`
-    boot: str
-    machine: str = ""  #: "" where the machine has no id
+def read(boot: str, wall: float, counted: float, machine: str) -> Clock:
+    """A machine's clock with nothing known of it; `counted`: seconds since the start `boot`."""
+    return Clock(boot, wall, counted, wall, held=0.0, begun=wall - counted, machine=machine)
 
 
-def look(known: Sequence[Clock], now: Reading) -> tuple[Clock, tuple[Clock, ...]]:
+def look(known: Sequence[Clock], now: Clock) -> tuple[Clock, tuple[Clock, ...]]:
     """This machine's clock, and those of others that share the store, each compared with itself.
 
     `known`: those of the looks before, the last one last. A first look has nothing to compare with,
     and takes the wall clock as it is; so does one on a machine that does not identify its starts.
     """
-    wall, counted, boot, machine = now
-    new = Clock(boot, wall, counted, wall, held=0.0, begun=wall - counted, machine=machine)
-    if not known or not boot:
-        return new._replace(held=CLOCK_SETTLED_SECONDS), ()
-    before = next((each for each in known if each.boot == boot), None)
+    if not known or not now.boot:
+        return now._replace(held=CLOCK_SETTLED_SECONDS), ()
+    before = next((each for each in known if each.boot == now.boot), None)
     if before is not None:
-        own = _decided(_compared(before, now), known)._replace(machine=machine)
+        own = _decided(_compared(before, now), known)._replace(machine=now.machine)
     elif (before := _earlier_start(known, now)) is None:
         # Another machine: it has one reading, and what others know.
-        own = new._replace(certain=max(each.certain for each in known))
+        own = now._replace(certain=max(each.certain for each in known))
     else:
-        own = _after_start(before, now, new)
+        own = _after_start(before, now)
         if own.unsure is not None:
             before = None  # it may be another machine's
     gone = {now.boot, *([before.boot] if before is not None else [])}
@@ -48,7 +43,7 @@ def look(known: Sequence[Clock], now: Reading) -> tuple[Clock, tuple[Clock, ...]
     return own._replace(others=shifts), others
 
 
-def _compared(before: Clock, now: Reading) -> Clock:
+def _compared(before: Clock, now: Clock) -> Clock:
     wall, counted = now.wall, now.counted
     passed = counted - before.counted
     jump = wall - before.wall - passed
@@ -80,17 +75,17 @@ def _decided(own: Clock, known: Sequence[Clock]) -> Clock:
     return own._replace(unsure=None, jump=own.jump or (0.0 if goes_on else jump))
 
 
-def _earlier_start(known: Sequence[Clock], now: Reading) -> Clock | None:
+def _earlier_start(known: Sequence[Clock], now: Clock) -> Clock | None:
     mine = [each for each in known if each.machine in ("", now.machine) or not now.machine]
     last = mine[-1] if mine else None
     return next((each for each in reversed(mine) if not _behind(each, now)), last)
 
 
-def _behind(before: Clock, now: Reading) -> float:
+def _behind(before: Clock, now: Clock) -> float:
     return min(0.0, now.wall - now.counted - before.wall + CLOCK_TOLERANCE_SECONDS)
 
 
-def _after_start(before: Clock, now: Reading, new: Clock) -> Clock:
+def _after_start(before: Clock, now: Clock) -> Clock:
     """The first look in another start of the machine: it was off, nobody knows for how long."""
     behind = _behind(before, now)
     certain = before.certain
@@ -100,7 +95,7 @@ def _after_start(before: Clock, now: Reading, new: Clock) -> Clock:
             # Two starts, and the later one's clock bears out what the earlier one's had shown.
             certain = max(certain, before.wall)
     unsure = Unsure(behind, before.boot, before.counted) if behind else None
-    return new._replace(certain=certain, shifts=before.shifts, unsure=unsure)
+    return now._replace(certain=certain, shifts=before.shifts, unsure=unsure)
 
 
 def _shifted(before: Clock, until: float, jump: float) -> tuple[Shift, ...]:

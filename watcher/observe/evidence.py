@@ -97,7 +97,7 @@ class _Look:
             made = self._of_store(made, found, coming, seen)
         host.go_on()
         now = host.clock()
-        reading = clock.Reading(now, host.counted(), self.boot, place.machine(host))
+        reading = clock.read(self.boot, now, host.counted(), place.machine(host))
         own, others = clock.look(memory.clocks, reading)
         made = made._replace(now=now, uptime=host.uptime(), clock=own, other_clocks=others)
         return made._replace(forgotten=memory.unreadable or memory.lost or memory.hashes.unread)

@@ -76,9 +76,9 @@ def _candidates() -> Iterator[tuple[str, str, str]]:
             helps = "name the store, --store DIR, or run it as root"
             raise NoPermissionError(f"{shown} can't be read, and {why}", helps, advice.again(""))
         if of_server.store is not None:
-            needed = of_server.names_store and not of_server.idle
-            variable = "OLLAMA_MODELS" if "OLLAMA_MODELS" in of_server.variables else "HOME"
-            yield of_server.store, f"the unit {unit.NAME}", variable if needed else ""
+            naming = [each for each in ("OLLAMA_MODELS", "HOME") if each in of_server.variables]
+            needed = naming[0] if naming and not of_server.idle else ""
+            yield of_server.store, f"the unit {unit.NAME}", needed
     yield SERVICE_STORE, "the place of Ollama's Linux service", ""
     yield OTHER_STORE, "the place of some distributions' service", ""
     home = os.path.expanduser("~")

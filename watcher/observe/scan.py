@@ -185,7 +185,7 @@ class Named:
                 return False
         if is_folder:
             if depth == _TAG_DEPTH:
-                self._misplaced(path, "a folder in a tag's place")
+                self._no_manifest(path, ManifestFault.MISPLACED, "a folder in a tag's place")
             if depth <= _DEEPEST:
                 is_link = item.is_symlink()
                 with self.opened(path, folder, follow=is_link and above_tags) as fd:
@@ -197,7 +197,8 @@ class Named:
         elif depth == _TAG_DEPTH:
             self._manifest(folder, parts, path, hidden=hidden)
         else:
-            self._misplaced(path, f"a file {depth} deep; manifests lie {_TAG_DEPTH} deep")
+            why = f"a file {depth} deep; manifests lie {_TAG_DEPTH} deep"
+            self._no_manifest(path, ManifestFault.MISPLACED, why)
         return False
 
     def follow(self, name: str, parent: int, path: str, folder: int) -> None:
@@ -216,15 +217,14 @@ class Named:
             size = found.st_size if stat.S_ISREG(found.st_mode) else 0
             self.space = self.space.plus(size, found.st_blocks)
 
-    def _misplaced(self, path: str, why: str) -> None:
+    def _no_manifest(self, path: str, fault: ManifestFault, why: str) -> None:
         self.space = None
-        self.odd.append(OddManifest(path, ManifestFault.MISPLACED, why))
+        self.odd.append(OddManifest(path, fault, why))
 
     def _manifest(self, folder: int, parts: _Parts, path: str, *, hidden: bool) -> None:
         model = names.model_from_path(parts)
         if model is None:
-            self.space = None
-            self.odd.append(OddManifest(path, ManifestFault.BAD_NAME, "no valid model name"))
+            self._no_manifest(path, ManifestFault.BAD_NAME, "no valid model name")
             return
         try:
             # Followed, as the server does: a manifest behind a symlink protects its blobs as well.
@@ -370,14 +370,6 @@ def contents(store: int, digests: Iterable[str]) -> dict[str, Entry]:
                 if blob is not None and blob.kind is Kind.FILE:
                     found[digest] = blob
     return found
-
-
-def begun(store: int, digests: Iterable[str]) -> int:
-    """Bytes on the disk of the data files of unfinished layers."""
-    found: list[Entry | None] = []
-    with contextlib.suppress(OSError), folders.opened_blobs(store, foreign_too=True) as blobs:
-        found.extend(look(names.data(digest), blobs) for digest in digests)
-    return sum(data.allocated for data in found if data is not None)
 
 
 def unfinished(store: int) -> frozenset[str]:

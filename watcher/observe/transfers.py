@@ -48,20 +48,17 @@ def look_at_transfers(
             yield Unseen(f"{state_folder.FOLDER}/{transfers.FOLDER}", error.strerror or "")
             return
         for digest in here if scope is None else sorted(scope.intersection(here)):
-            found = _one(ours, digest, boot)
+            found = None
+            try:
+                with transfers.opened(ours, digest) as folder:
+                    found = _read(folder, digest, boot)
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                scan.raise_own(error)
+                found = Found(digest, unreadable=error.strerror or type(error).__name__)
             if found is not None:
                 yield found
-
-
-def _one(ours: int, digest: str, boot: str) -> Found | None:
-    try:
-        with transfers.opened(ours, digest) as folder:
-            return _read(folder, digest, boot)
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        scan.raise_own(error)
-        return Found(digest, unreadable=error.strerror or type(error).__name__)
 
 
 def _read(folder: int, digest: str, boot: str) -> Found | None:
@@ -95,10 +92,9 @@ def _read(folder: int, digest: str, boot: str) -> Found | None:
 
 def _holder(folder: int, path: str) -> Holder | None:
     """The process that goes on with it: it has the lock."""
-    try:
+    found = None
+    with contextlib.suppress(FileNotFoundError):
         found = fs.holder(transfers.LOCK, folder)
-    except FileNotFoundError:
-        return None
     if found is None:
         return None
     (pid, text), since = found, None

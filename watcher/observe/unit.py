@@ -80,11 +80,6 @@ class Unit(NamedTuple):
         folder = (self.home or "/") if self.folder == "~" else self.folder or "/"
         return os.path.normpath(os.path.join(folder, models))
 
-    @property
-    def names_store(self) -> bool:
-        """Whether the unit itself names the store, and not just its user's home."""
-        return bool({"OLLAMA_MODELS", "HOME"} & self.variables.keys()) and self.store is not None
-
     def prepares(self, store: str) -> bool:
         """Whether ``ollama-watch prepare`` is run for a store before each start of its server."""
         for each in self.before:

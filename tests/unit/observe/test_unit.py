@@ -65,7 +65,8 @@ def test_where_its_server_has_the_store(
     root: Path, lines: list[str], store: str | None, named: bool
 ) -> None:
     found = read(root, *lines)
-    assert (found.store, found.names_store) == (store, named)
+    is_named = found.store is not None and not {"OLLAMA_MODELS", "HOME"}.isdisjoint(found.variables)
+    assert (found.store, is_named) == (store, named)
 
 
 @pytest.mark.parametrize(
