@@ -21,8 +21,6 @@ class Step(enum.Enum):
 
 
 class NextPull(enum.Enum):
-    """Where the next pull of its model begins."""
-
     #: At what the progress files record; that may be less than is on disk, down to nothing.
     RESUMES = enum.auto()
     ANEW = enum.auto()

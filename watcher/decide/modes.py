@@ -28,7 +28,6 @@ def watch(settings: Settings) -> Mode:
 
 
 def restore(labels: frozenset[str]) -> Mode:
-    """Put files back from quarantine."""
     return Mode(restore=labels)
 
 

@@ -147,7 +147,6 @@ def _unconfirmed(odd: OddBlob, evidence: Evidence) -> safety.Why | None:
 
 
 def steps(evidence: Evidence, rules: Rules) -> Iterator[model.Planned]:
-    """The actions on the kept files that the rules name."""
     mode, known = rules.mode, {kept.label for kept in evidence.quarantine}
     unknown = safety.Why(
         RefusalKind.UNKNOWN,

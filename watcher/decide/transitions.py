@@ -23,8 +23,6 @@ _MOST_SAMPLES = 7
 
 
 class Occasion(NamedTuple):
-    """What is special about a scan."""
-
     first: bool = False  #: a service has just begun: it reports each unfinished download once more
     #: Digests whose data a process has just closed after writing: a pull, seen or not.
     ended: frozenset[str] = frozenset()

@@ -87,8 +87,6 @@ class File(NamedTuple):
 
 
 class Intent(NamedTuple):
-    """What an intent records as to be done."""
-
     kind: ActionKind
     digest: str  #: the download that it is about; "" where it is about single files
     place: Folder
@@ -351,7 +349,6 @@ def _check_all(wanted: Iterable[str], roles: Collection[Role], digest: str = "")
 
 
 def foreign(store: int, boot: str) -> tuple[Unseen, ...]:
-    """The intents that are not believed, with the reason."""
     found: list[Unseen] = []
     with (
         contextlib.suppress(OSError),

@@ -32,8 +32,6 @@ _Parts: TypeAlias = tuple[str, ...]  #: of a path below ``manifests/``
 
 @dataclass(slots=True)
 class Pieces:
-    """The entries of one unfinished download, as listed."""
-
     data: Entry | None = None
     transfer: Entry | None = None
     sidecars: list[tuple[int | None, Entry]] = field(default_factory=list)
@@ -87,14 +85,12 @@ class Named:
             self.failing.append(model.Unseen(path, why))
 
     def models_of(self, digest: str) -> tuple[str, ...]:
-        """The models that name a digest, by name."""
         return self.shown(self.digests.get(digest, ())[2:])
 
     def shown(self, indexes: Iterable[int]) -> tuple[str, ...]:
         return tuple(sorted({self.models[index] for index in indexes}))
 
     def size_of(self, digest: str) -> int | None:
-        """The size that a manifest gives a digest, in bytes."""
         found = self.digests.get(digest)
         return found[0] if found else None
 

@@ -18,8 +18,6 @@ _TRIES = 3  #: a ledger may be replaced while it is read
 
 
 class Found(NamedTuple):
-    """The files of one transfer."""
-
     digest: str
     data: Entry | None = None  #: by its path below the store
     kept: Kept = Kept()

@@ -63,7 +63,7 @@ class Unit(NamedTuple):
             with contextlib.suppress(KeyError, OverflowError):
                 return pwd.getpwuid(int(name)) if name.isdecimal() else pwd.getpwnam(name)
             return None
-        for fields in _fields("/etc/passwd", self.root):
+        for fields in rows("/etc/passwd", self.root):
             with contextlib.suppress(ValueError, IndexError):
                 ids = int(fields[2]), int(fields[3])
                 if name in (fields[0], fields[2]):
@@ -234,7 +234,8 @@ def _of_file(text: str) -> Iterator[tuple[str, str]]:
             yield name.strip(), " ".join(_words(value)) if value else ""
 
 
-def _fields(path: str, root: str) -> list[list[str]]:
+def rows(path: str, root: str) -> list[list[str]]:
+    """The rows of a file such as ``passwd``, by their fields; none where it can't be read."""
     return [line.split(":") for line in (_text(path, root) or "").splitlines()]
 
 
@@ -244,5 +245,5 @@ def _group(name: str, root: str) -> int | None:
     with contextlib.suppress(KeyError, IndexError, ValueError):
         if not root:
             return grp.getgrnam(name).gr_gid
-        return next((int(each[2]) for each in _fields("/etc/group", root) if each[0] == name), None)
+        return next((int(each[2]) for each in rows("/etc/group", root) if each[0] == name), None)
     return None

@@ -192,5 +192,4 @@ def _split(made: Iterable[tuple[int, int, int]], at_least: int) -> list[tuple[in
 
 
 def claims(parts: Sequence[Part]) -> Ranges:
-    """The bytes that the sidecars record."""
     return ranges.normal((part.offset, part.starts_at) for part in parts)

@@ -240,8 +240,8 @@ def _found(
         why = f"{names.printable(store)}: a service of your own can't write there"
         raise NoPermissionError(why, step)
     status = folders.owner(here)
-    user = _name(f"{root}/etc/passwd", status.st_uid)
-    group = _name(f"{root}/etc/group", status.st_gid)
+    user = _name("/etc/passwd", root, status.st_uid)
+    group = _name("/etc/group", root, status.st_gid)
     writable = tuple(_writable(here, root))
     return Installation(program, store, user, group, writable, config, personal=personal)
 
@@ -254,7 +254,7 @@ def _by_the_unit(usual: Installation, root: str) -> Installation:
     if not group:
         # The group that the user has, or one of the same name where that is not known.
         known = server.user_known
-        group = user if known is None else _name(f"{root}/etc/group", known.pw_gid)
+        group = user if known is None else _name("/etc/group", root, known.pw_gid)
     if server.store == usual.store:
         return usual._replace(user=user, group=group)
     return usual._replace(store=server.store, user=user, group=group, writable=(server.store,))
@@ -326,14 +326,10 @@ def _inside(path: str, root: str) -> str:
     return path.removeprefix(root) if path.startswith(f"{root}/") else path
 
 
-def _name(file: str, number: int) -> str:
+def _name(file: str, root: str, number: int) -> str:
     """The name that ``passwd`` or ``group`` has for a number; the number where it has none."""
-    with contextlib.suppress(OSError), open(file, encoding="utf-8", errors="replace") as lines:
-        for line in lines:
-            fields = line.split(":")
-            if len(fields) > 2 and fields[2] == str(number):
-                return fields[0]
-    return str(number)
+    named = (each[0] for each in unit.rows(file, root) if each[2:3] == [str(number)])
+    return next(named, str(number))
 
 
 def _writable(here: str, root: str) -> Iterator[str]:
