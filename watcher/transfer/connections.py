@@ -27,7 +27,7 @@ from watcher.transfer.pieces import Piece
 from watcher.transfer.rate import Bucket
 from watcher.transfer.registry import Registry, wrong_answer
 from watcher.transfer.store import Store
-from watcher.transfer.tasks import Bell, all_of, in_thread
+from watcher.transfer.tasks import Wakeup, all_of, in_thread
 from watcher.transfer.values import (
     Address,
     BusyError,
@@ -100,14 +100,14 @@ class Connections:
         self.open: list[Fetch] = []
         #: Bytes of the layers that are to be opened later.
         self.later = 0
-        self.bell = Bell()
+        self.wakeup = Wakeup()
         first, most = bounds(options.connections)
         self._all = [_Connection() for _ in range(most)]
         self._first = self._begun = self._allowed = first
         self._used = 0
         self._growth = Growth(first, most)
-        #: Rings when more connections are to begin.
-        self._more = Bell()
+        #: Sent when more connections are to begin.
+        self._more = Wakeup()
         #: Bytes that answers brought which have ended.
         self._came = 0
         #: Before that nobody asks anything.
@@ -126,7 +126,7 @@ class Connections:
     def fetching(self, fetch: Fetch) -> Iterator[None]:
         """Fetch the pieces of one layer more."""
         self.open.append(fetch)
-        self.bell.ring()
+        self.wakeup.send()
         try:
             yield
         finally:
@@ -159,7 +159,7 @@ class Connections:
             finally:
                 self._used -= 1
                 fetch.pieces.give_back(piece)
-                self.bell.ring()
+                self.wakeup.send()
             if failed is not None:
                 await self._wait_after(connection, failed, fetch.layer.digest)
 
@@ -171,7 +171,7 @@ class Connections:
                 piece = fetch.take()
                 if piece is not None:
                     return fetch, piece
-            await self.bell.wait()
+            await self.wakeup.wait()
 
     # ------------------------------------------------------------ one piece
 
@@ -194,7 +194,7 @@ class Connections:
     ) -> None:
         fresh, connection.is_fresh = connection.is_fresh, False
         request = self._registry.request(address, piece.at, piece.end, fresh=fresh)
-        flow = connection.flow = Flow(fetch.ledger, piece, self.bell, self._bucket, _now())
+        flow = connection.flow = Flow(fetch.ledger, piece, self.wakeup, self._bucket, _now())
         connection.asked = asyncio.ensure_future(self._client.ask(request, flow))
         try:
             answer = await connection.asked
@@ -282,7 +282,7 @@ class Connections:
     async def _pause(self, seconds: float) -> None:
         if seconds > 0:
             await asyncio.sleep(seconds)
-            self.bell.ring()
+            self.wakeup.send()
 
     async def _have_room(self, fetch: Fetch) -> None:
         """Wait until what is under way fits on the disk beside the reserve."""
@@ -330,7 +330,7 @@ class Connections:
         number = self._growth.look(_now(), came, all_used=all_used)
         if number != before:
             self._allowed, self._begun = number, max(self._begun, number)
-            self._more.ring()
+            self._more.send()
 
     async def _share_rate(self) -> None:
         """Take of the rate what falls to the layers that are fetched here, of all of the store."""

@@ -131,7 +131,7 @@ class Engine:
                 await self._take(ledger, partial, all_of_it=bool(chunks) and not is_measured)
             if chunks and ledger.taken:
                 await self._compare(ledger, chunks)
-            fetch = Fetch(ledger, self._options, self._connections.bell, chunks)
+            fetch = Fetch(ledger, self._options, self._connections.wakeup, chunks)
             with self._connections.fetching(fetch):
                 helpers = (self._prove(fetch), self._sync_often(fetch), self._report(fetch))
                 await beside(self._verify(fetch), *helpers)
@@ -184,7 +184,7 @@ class Engine:
             if fetch.proof.look_again():
                 text = "checksum mismatch: comparing its chunks with their sums"
                 self._emit(Noticed(digest, text))
-                self._connections.bell.ring()
+                self._connections.wakeup.send()
                 continue
             if fetch.proof.chunks:
                 self._drop_sums(fetch)  # all chunks are right by them
@@ -248,7 +248,7 @@ class Engine:
         while True:
             chunk = fetch.proof.ready(fetch.ledger.arrived)
             if chunk is None:
-                await self._connections.bell.wait()
+                await self._connections.wakeup.wait()
                 continue
             wrong = fetch.proof.judge(
                 chunk, await in_thread(sums.hash_of, fetch.ledger.data, chunk)
@@ -259,7 +259,7 @@ class Engine:
                 await self._fetch_again(fetch, chunk, wrong)
             else:
                 fetch.ledger.prove(chunk.start, chunk.end)
-            self._connections.bell.ring()
+            self._connections.wakeup.send()
 
     async def _fetch_again(self, fetch: Fetch, chunk: Chunk, wrong: int) -> None:
         digest, most = fetch.layer.digest, self._options.tries
@@ -297,7 +297,7 @@ class Engine:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._options.sync_seconds):
                     while fetch.unsynced < self._options.sync_bytes:
-                        await self._connections.bell.wait()
+                        await self._connections.wakeup.wait()
             if not await self._sync(fetch):
                 await asyncio.sleep(_ROOM_SECONDS)
 

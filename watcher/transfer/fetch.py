@@ -11,7 +11,7 @@ from watcher.state.sums import Chunks
 from watcher.transfer.ledger import Ledger
 from watcher.transfer.pieces import Piece, Pieces
 from watcher.transfer.proof import Proof
-from watcher.transfer.tasks import Bell, in_thread
+from watcher.transfer.tasks import Wakeup, in_thread
 from watcher.transfer.values import Address, Options, Progress
 
 #: Hashed in one go. Whether to stop is asked in between.
@@ -21,7 +21,9 @@ _STEP = 16 * MIB
 class Fetch:
     """A layer on its way."""
 
-    def __init__(self, ledger: Ledger, options: Options, bell: Bell, chunks: Chunks = ()) -> None:
+    def __init__(
+        self, ledger: Ledger, options: Options, wakeup: Wakeup, chunks: Chunks = ()
+    ) -> None:
         self.ledger, self.layer = ledger, ledger.layer
         self.proof = Proof(chunks, ledger.arrived)
         self._sums_from = options.sums_from
@@ -30,7 +32,7 @@ class Fetch:
         self.worked: Address | None = None
         #: What was not fetched anew: if all else is right, the mistake is there.
         self.rest: Ranges = ((0, self.layer.size),)
-        self._bell = bell
+        self._wakeup = wakeup
         self._hashed = 0
         #: The hash has reached the front: from then on nothing runs too far ahead of it. Before,
         #: as after a resume, connections don't wait for it.
@@ -58,11 +60,11 @@ class Fetch:
             end = min(front, start + _STEP)
             if start == end:
                 self._is_caught_up = True
-                await self._bell.wait()
+                await self._wakeup.wait()
                 continue
             await in_thread(sums.add, found, self.ledger.data, start, end)
             self._hashed = end
-            self._bell.ring()
+            self._wakeup.send()
         return found
 
     async def forget(self, doubted: Ranges) -> None:
@@ -71,7 +73,7 @@ class Fetch:
             self.ledger.forget(doubted)
         self.pieces.forget(doubted)
         self.rest = ranges.difference(self.rest, doubted)
-        self._bell.ring()
+        self._wakeup.send()
 
     async def believe(self) -> None:
         """The whole is right. Raises OSError where that can't be kept."""

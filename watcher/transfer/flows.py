@@ -14,7 +14,7 @@ from watcher.transfer.answers import Head
 from watcher.transfer.ledger import Ledger
 from watcher.transfer.pieces import Piece
 from watcher.transfer.rate import Bucket
-from watcher.transfer.tasks import Bell
+from watcher.transfer.tasks import Wakeup
 from watcher.transfer.values import Cause, TryError
 
 #: So many speeds have to be known before one of them is called slow.
@@ -31,9 +31,9 @@ class Flow:
     """Where the bytes of a piece go, as they come (a `client.Sink`)."""
 
     def __init__(
-        self, ledger: Ledger, piece: Piece, bell: Bell, bucket: Bucket, now: float
+        self, ledger: Ledger, piece: Piece, wakeup: Wakeup, bucket: Bucket, now: float
     ) -> None:
-        self._ledger, self._piece, self._bell = ledger, piece, bell
+        self._ledger, self._piece, self._wakeup = ledger, piece, wakeup
         self._bucket = bucket
         #: Bytes that were taken out of the bucket and did not come yet, and when they may.
         self._paid, self._may_at = 0, now
@@ -108,7 +108,7 @@ class Flow:
         if self._piece.at > self._marked:
             self._ledger.mark(self._marked, self._piece.at, mirrored=self._piece.is_mirrored)
             self._marked = self._piece.at
-            self._bell.ring()
+            self._wakeup.send()
 
     # ------------------------------------------------------------ its speed
 

@@ -1,4 +1,4 @@
-"""What asyncio lacks: a bell, tasks that run beside another, threads that are waited for."""
+"""What asyncio lacks: a wakeup, tasks that run beside another, threads that are waited for."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
-class Bell:
+class Wakeup:
     """Wakes everyone who waits; each looks whether it was for them."""
 
     def __init__(self) -> None:
         self._event = asyncio.Event()
 
-    def ring(self) -> None:
+    def send(self) -> None:
         """Wake those who wait by now."""
         self._event.set()
         self._event.clear()
 
     async def wait(self) -> None:
-        """Wait for the next ring."""
+        """Wait for the next one."""
         await self._event.wait()
 
 

@@ -39,7 +39,7 @@ def test_a_stop_in_the_instant_in_which_a_connection_is_given_up_is_heard(tmp_pa
         with store.opened(str(tmp_path)) as opened, opened.ledger(LAYER, "boot") as ledger:
             options = Options(connections=1, reserve=0)
             all_of_them = Connections(silent, silent, opened, options, events.append)
-            all_of_them.open.append(Fetch(ledger, options, all_of_them.bell))
+            all_of_them.open.append(Fetch(ledger, options, all_of_them.wakeup))
             running = asyncio.ensure_future(all_of_them.run())
             (connection,) = all_of_them._all
             async with asyncio.timeout(SECONDS):
