@@ -64,7 +64,7 @@ def judge(host: Host, digest: str) -> bool:
             if kept.is_left and found == digest.lower():
                 transfers.drop(ours, digest)
             elif kept.is_left:
-                told = transfers.encoded(digest, kept._replace(is_wrong=True))
+                told = transfers.encoded(digest, replace(kept, is_wrong=True))
                 fs.save(transfers.LEDGER, folder, told)
             return kept.is_left
     return False

@@ -15,7 +15,7 @@ import os
 import re
 import stat
 from collections.abc import Iterator
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import orjson
 
@@ -36,16 +36,21 @@ NEW_MANIFEST = "manifest-"
 _IS_NEW_MANIFEST = re.compile(NEW_MANIFEST + r"[0-9]{1,10}").fullmatch
 
 
-class Kept(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Kept:
     """What the file ``ledger`` says."""
 
-    total: int | None = None  #: the bytes of the layer; None where there is no ledger yet
-    durable: Ranges = ()
-    taken: Ranges = ()  #: copied from a server's download: doubted first
-    mirrored: Ranges = ()  #: from mirrors: doubted as well
-    is_wrong: bool = False  #: all was there, and its hash was wrong
-    finished: bool = False  #: the data is a blob of the server's, which no hash has proven
-    proven: Ranges = ()  #: as the sums of its chunks say
+    #: The bytes of the layer; None where there is no ledger yet.
+    total: int | None = checks.kept(checks.size, default=None)
+    durable: Ranges = checks.kept(checks.byte_ranges, default=())
+    #: Copied from a server's download, which is doubted first, and from mirrors, as well.
+    taken: Ranges = checks.kept(checks.byte_ranges, default=())
+    mirrored: Ranges = checks.kept(checks.byte_ranges, later=True, default=())
+    is_wrong: bool = checks.kept(checks.flag, "wrong", default=False)  #: all of it, by its hash
+    #: The data is a blob of the server's, which no hash has proven.
+    finished: bool = checks.kept(checks.flag, later=True, default=False)
+    #: As the sums of its chunks say.
+    proven: Ranges = checks.kept(checks.byte_ranges, later=True, default=())
 
     @property
     def is_left(self) -> bool:
@@ -73,15 +78,7 @@ def parsed(raw: bytes, digest: str, size: int) -> Kept:
     """What such a ledger says. Raises ValueError."""
     try:
         found = json_file.document(raw, SCHEMA)
-        told = Kept(
-            checks.size(found["total"]),
-            checks.byte_ranges(found["durable"]),
-            checks.byte_ranges(found["taken"]),
-            checks.byte_ranges(found.get("mirrored", ())),
-            checks.flag(found["wrong"]),
-            checks.flag(found.get("finished", False)),
-            checks.byte_ranges(found.get("proven", ())),
-        )
+        told = checks.from_keys(Kept, found)
         about = checks.digest(found["digest"])
     except (KeyError, TypeError) as error:
         raise ValueError(f"{type(error).__name__}: {error}") from None
@@ -94,18 +91,7 @@ def parsed(raw: bytes, digest: str, size: int) -> Kept:
 
 def encoded(digest: str, told: Kept) -> bytes:
     """The ledger that says so."""
-    said = {
-        "schema": SCHEMA,
-        "digest": digest,
-        "total": told.total,
-        "durable": told.durable,
-        "taken": told.taken,
-        "mirrored": told.mirrored,
-        "wrong": told.is_wrong,
-        "finished": told.finished,
-        "proven": told.proven,
-    }
-    return orjson.dumps(said)
+    return orjson.dumps({"schema": SCHEMA, "digest": digest, **checks.to_keys(told)})
 
 
 def logged(folder: int, boot: str, size: int) -> Ranges:
