@@ -398,7 +398,12 @@ def test_what_a_server_discards_is_reported_once_and_repaired_as_printed(
         assert log.read_text().count('"download_discarded"') == 1
     (finding,) = [x for x in audit(here.path)["findings"] if x["kind"] == "download_discarded"]
     assert finding["command"] == "", "nobody knows the model yet"
-    assert "repair MODEL" in finding["remedy"]
+    assert "repair --fetch MODEL" in finding["remedy"]
+    verdict = " ".join(run(here.path, "audit").stdout.split()).partition(" store ")[0]
+    assert "The server discarded it after a checksum mismatch." in verdict
+    assert "run `ollama-watch repair --fetch MODEL` with the name" in verdict
+    assert "esumable" not in verdict
+    assert "100 %" not in verdict
     with folders.opened_store(str(here.path)) as store:
         registry_cache.keep(store, here.name, here.model.manifest, "", time.time())
     (finding,) = [x for x in audit(here.path)["findings"] if x["kind"] == "download_discarded"]
@@ -442,8 +447,12 @@ def test_without_sums_the_plan_names_the_reason_and_the_whole_layer(discarded: D
     assert "at most 71.3 MB" in " ".join(words)
     assert here.served == 0
     assert (here.folder / "data").exists()
-    done = run(here.path, "repair", "--yes", here.model.name)
-    assert here.served == 0, done.stdout
+    assert judge(here.path, here.digest)
+    for target in (here.model.name, here.digest[:12]):
+        done = run(here.path, "repair", "--yes", target)
+        assert (here.served, done.returncode) == (0, 1), done.stdout
+        assert "Not repaired: the server discarded its finished download" in done.stdout
+        assert "repair --fetch sha256-" in " ".join(done.stdout.split())
     done = run(here.path, "repair", "--yes", "--fetch", here.model.name)
     assert done.returncode == 0, done.stdout + done.stderr
     assert here.blob.read_bytes() == here.content()

@@ -23,7 +23,8 @@ from watcher.state import folders, registry_cache, state_folder
 from watcher.system import advice
 
 _FRESH_SECONDS = 3600.0  #: what was heard within that time is not asked again
-_LOOKS = reconcile.QUESTIONS | {ActionKind.REFRESH}  #: what is done by them repairs nothing
+#: What is done by them repairs nothing.
+_LEAVES = reconcile.QUESTIONS | {ActionKind.REFRESH, ActionKind.QUARANTINE_BLOB}
 
 
 class Request(NamedTuple):
@@ -237,7 +238,7 @@ def _remaining(report: Report, mode: Mode, meant: remaining.Meant) -> remaining.
     if mode.repair:
         actions = (*report.plan.actions, *(each.action for each in report.outcomes))
         named = [refusal.subject for refusal in report.plan.refusals]
-        named += [action.subject for action in actions if action.kind not in _LOOKS]
+        named += [action.subject for action in actions if action.kind not in _LEAVES]
         return remaining.of_repair(seen, diagnosis, named, meant)
     return remaining.Remaining()
 

@@ -17,6 +17,7 @@ class Left(enum.Enum):
     NONE = enum.auto()
     BY_REPAIR = enum.auto()
     BY_BOTH = enum.auto()  #: it keeps both from what they would do
+    UNFETCHED = enum.auto()  #: by repair, be it an error or not: it fetches nothing unless told to
 
 
 class Row(NamedTuple):
@@ -58,6 +59,7 @@ _DOWNLOADS = (
     Row(
         "download_discarded",
         "the server discarded its finished download of {who}, and ollama-watch has kept the bytes",
+        left=Left.UNFETCHED,
     ),
     Row("download_stale", "the download of {who} received no bytes for {age}"),
     Row("download_at_risk", "the download of {who} is at risk"),

@@ -102,8 +102,11 @@ def _owner(download: Download) -> int | None:
 
 def in_words(diagnosed: Diagnosed) -> str:
     """What helps besides the command, or in its place."""
-    needless = conditions.row(diagnosed.condition).repair in (Step.WAIT, Step.REMOVE_SURPLUS)
-    return "" if diagnosed.download.models or needless else f"its model is unknown; {NAMED}"
+    download, step = diagnosed.download, conditions.row(diagnosed.condition).repair
+    if download.models or step in (Step.WAIT, Step.REMOVE_SURPLUS):
+        return ""
+    named = NAMED.replace("repair", "repair --fetch") if download.by_server else NAMED
+    return f"its model is unknown; {named}"
 
 
 def doomed(foreseen: model.Forecast) -> dict[str, float]:

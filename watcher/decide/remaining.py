@@ -67,13 +67,15 @@ def _unread(seen: Evidence, meant: Meant) -> bool:
 
 def _errors(diagnosis: Diagnosis, meant: Meant) -> Iterator[Finding]:
     for finding in diagnosis.findings:
-        if finding.severity is model.Severity.ERROR and meant(finding.models, _subjects(finding)):
+        is_unfetched = finding_kinds.row(finding.kind).left is finding_kinds.Left.UNFETCHED
+        is_left = is_unfetched or finding.severity is model.Severity.ERROR
+        if is_left and meant(finding.models, _subjects(finding)):
             yield finding
 
 
 def _subjects(finding: Finding) -> set[str]:
-    name = finding.path.rpartition("/")[2]
-    return {name, names.parse_blob(name).digest}
+    *above, name = finding.path.split("/")  # a transfer of ours has its digest as its folder
+    return {name, names.parse_blob(name).digest, *above[-1:]}
 
 
 def out_of_sight(seen: Evidence) -> tuple[Unseen, ...]:

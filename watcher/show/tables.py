@@ -60,14 +60,15 @@ def verdict(report: Report) -> Line:
     is_left = urgent.condition is Condition.PAUSED and not urgent.stale
     # What is at risk needs protection before a pull.
     protected = bool(fate) and is_left and at_risk.fades(urgent.download.entries, seen.now)
-    helps = findings.protects if protected else findings.helps
+    helps = (findings.protects if protected else findings.helps)(urgent, seen)
+    words = "" if helps else _sentence(findings.in_words(urgent))
     return Line(
         (
             Span(f"{known_as(urgent)}:", "bold"),
             Span(f" {on_disk(alike if urgent.download.models else [urgent])}. "),
-            Span(_sentence(fate or _state(urgent))),
+            Span(f"{_sentence(fate or _state(urgent))} {words}".rstrip()),
         ),
-        run=helps(urgent, seen),
+        run=helps,
     )
 
 
@@ -99,16 +100,19 @@ def on_disk(alike: Sequence[Diagnosed]) -> str:
     unreadable = next((each.download.unreadable for each in alike), None)
     if unreadable is not None:
         return f"its files can't be read: {unreadable}"
-    present = wrong = 0
+    present = wrong = kept = 0
     for download in (each.download for each in alike):
         # Of what is known to be wrong, some can still be right.
         usable = download.trust.trusted if download.is_wrong else download.trust.present
         present += ranges.size(usable)
         wrong += download.is_wrong
+        kept += download.discarded
     totals = [each.download.total for each in alike]
     total = sum(each or 0 for each in totals)
     if None in totals or not total:
         return f"{size(present)} on disk of an unknown length"
+    if kept:
+        return f"{part_of(present, total)} on disk, and it is not known which bytes are wrong"
     there = "usable" if wrong else "on disk"
     return f"{100 * present // total} % {there} ({part_of(present, total)})"
 
@@ -120,14 +124,17 @@ def known_as(diagnosed: Diagnosed) -> str:
 def _state(diagnosed: Diagnosed) -> str:
     if diagnosed.stale:
         return f"stale: no bytes for {advice.duration(diagnosed.age)}"
-    if diagnosed.download.is_wrong:
+    download = diagnosed.download
+    if download.discarded:
+        return "the server discarded it after a checksum mismatch"
+    if download.is_wrong or download.may_be_right:
         return diagnosed.because
     words = conditions.row(diagnosed.condition).words
     return f"{words}: {diagnosed.because}" if diagnosed.condition is Condition.REDUNDANT else words
 
 
 def _sentence(text: str) -> str:
-    return f"{text[:1].upper()}{text[1:]}."
+    return f"{text[:1].upper()}{text[1:]}." if text else ""
 
 
 def audit(report: Report, *, verbose: bool) -> Iterator[Part]:
