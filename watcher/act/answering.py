@@ -232,7 +232,6 @@ def _read(fd: int, entry: Entry, whole: sums.Whole, progress: _Progress) -> Rang
 
 
 def _is_as_it_was(fd: int, blobs: int, entry: Entry) -> bool:
-    """Whether the open file is the one that was meant, and has not changed."""
     if not os.path.samestat(os.fstat(fd), os.stat(entry.name, dir_fd=blobs)):
         return False
     now = scan.content(entry.name, blobs)

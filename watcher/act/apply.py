@@ -474,7 +474,6 @@ def _set_times(store: int, blobs: int, touching: Mapping[str, Touched]) -> None:
 
 
 def _has_second_name(store: int, blobs: int, name: str) -> bool:
-    """Whether a blob has another name in our folder."""
     digest = names.parse_blob(name).digest
     with (
         contextlib.suppress(OSError),

@@ -22,7 +22,6 @@ def _queues() -> Any:
 
 
 def _change(context: Context, changed: "Callable[[Any, Queue], Queue]") -> None:
-    """Change the queue by a function of `pull.queue`."""
     from watcher.commands import queueing
 
     queueing.change(context, lambda before: changed(_queues(), before))

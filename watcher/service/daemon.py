@@ -250,7 +250,6 @@ class _Service:
             self.warn(f"what is claimed can't be brought to the disk yet: {error}")
 
     def _judge(self) -> None:
-        """Find out whether what a server has removed was wrong."""
         host = replace(self._host, stops=self._judging.is_stopped)
         while self._unjudged:
             digest = self._unjudged.pop()
@@ -262,7 +261,6 @@ class _Service:
                 self.warn(f"hashing what the server has removed failed: {error.strerror}")
 
     def _turn_queue(self, triggers: Triggers, *, anew: bool) -> None:
-        """Run the queue, or stop it, as the settings have it."""
         if self._queue is None and self._settings.queue:
             # Not needed by all, and takes memory.
             from watcher.pull.queue_process import QueueProcess
@@ -291,7 +289,6 @@ class _Service:
             self._queue.end()
 
     def stop(self) -> None:
-        """End what runs beside the scans, and report that the service stops."""
         _notify("STOPPING=1")
         if self._queue is not None:
             self._queue.stop()

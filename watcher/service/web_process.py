@@ -58,7 +58,6 @@ class WebProcess:
             pause = min(2 * pause, _LONGEST_PAUSE)
 
     def _see(self) -> int:
-        """Start it, and give its exit code once it has ended."""
         with self._lock:
             if self._ended.is_set():
                 return 0

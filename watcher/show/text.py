@@ -221,7 +221,6 @@ def _painted(row: Row, color: bool) -> str:
 
 
 def styled(text: str, style: str) -> str:
-    """A text in the colors of a style's words."""
     if not style or not text:
         return text
     words = style.split()

@@ -77,7 +77,6 @@ def _lines(uses: tuple[Use, ...], most: int | None) -> list[tuple[Sizes, str]]:
 
 
 def words(use: Use) -> str:
-    """What a use is called."""
     if use.kind is UseKind.MODEL:
         return name(use.name)
     if use.kind is UseKind.PARTIAL:

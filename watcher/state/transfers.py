@@ -90,7 +90,6 @@ def parsed(raw: bytes, digest: str, size: int) -> Kept:
 
 
 def encoded(digest: str, told: Kept) -> bytes:
-    """The ledger that says so."""
     return orjson.dumps({"schema": SCHEMA, "digest": digest, **checks.to_keys(told)})
 
 
