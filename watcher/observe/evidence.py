@@ -173,7 +173,8 @@ class _Look:
         return found
 
     def _downloads(self, found: scan.Scan) -> list[Download]:
-        ours = list(self._transfers())
+        ours, self.transfers_unseen = look_at_transfers(self.store, self.boot, self.scope)
+        self.host.go_on()
         if not (found.downloads or ours):
             return []
         self.named, self.kept = found.named, self.host.known_layers(self.store)
@@ -196,14 +197,6 @@ class _Look:
                     reader = _Reader(self, each.digest, scan.Pieces(finished=blob))
                     made.append(reader.of_ours(each))
         return made
-
-    def _transfers(self) -> Iterator[Found]:
-        for each in look_at_transfers(self.store, self.boot, self.scope):
-            self.host.go_on()
-            if isinstance(each, model.Unseen):
-                self.transfers_unseen = each
-            else:
-                yield each
 
     def _read_all(self, found: Mapping[str, scan.Pieces]) -> list[Download]:
         made: list[Download] = []

@@ -63,11 +63,6 @@ class Process(NamedTuple):
         return _program(self.arguments) in ("ollama-watch", "-m watcher")
 
     @property
-    def lives(self) -> bool:
-        """Whether it has memory of its own: the kernel takes that first from what is ending."""
-        return any(self.arguments)
-
-    @property
     def is_server(self) -> bool:
         """``ollama serve`` (or its alias ``start``); runners and clients are none."""
         return self.is_ollama and not _SERVE_WORDS.isdisjoint(self.arguments[1:])
@@ -111,7 +106,8 @@ def see(host: Host, entries: Collection[Entry]) -> Seen:
     servers = [server for server in found if server is not None]
     kept = (server for server in servers if server.pid not in strange)
     rest = (each for each in ollamas if each.pid not in strange and not each.is_server)
-    others = tuple(str(each) for each in rest if each.lives)
+    # The kernel takes its memory, and so its arguments, first from what is ending.
+    others = tuple(str(each) for each in rest if any(each.arguments))
     strangers = tuple(server for server in servers if server.pid in strange)
     return Seen(unread, holders, tuple(_asked(host, kept)), others, strangers)
 

@@ -4,7 +4,6 @@ Nothing in there is followed or waited for, and what makes no sense counts for n
 """
 
 import contextlib
-from collections.abc import Iterator
 from datetime import datetime
 from typing import NamedTuple
 
@@ -31,20 +30,21 @@ class Found(NamedTuple):
 
 def look_at_transfers(
     store: int, boot: str, scope: frozenset[str] | None
-) -> Iterator[Found | Unseen]:
-    """Those of some digests, or all; a folder without any bytes is none."""
+) -> tuple[list[Found], Unseen | None]:
+    """Those of some digests, or all; a folder without any bytes is none. Or why none is seen."""
+    every: list[Found] = []
     with contextlib.ExitStack() as held:
         try:
             ours = held.enter_context(state_folder.opened(store))
         except OSError as error:
             scan.raise_own(error)
-            return  # what keeps us from all of our folder is reported with the quarantine
+            return [], None  # what keeps us from all of our folder is reported with the quarantine
         try:
             here = transfers.digests(ours)
         except OSError as error:
             scan.raise_own(error)
-            yield Unseen(f"{state_folder.FOLDER}/{transfers.FOLDER}", error.strerror or "")
-            return
+            unseen = Unseen(f"{state_folder.FOLDER}/{transfers.FOLDER}", error.strerror or "")
+            return [], unseen
         for digest in here if scope is None else sorted(scope.intersection(here)):
             found = None
             try:
@@ -56,7 +56,8 @@ def look_at_transfers(
                 scan.raise_own(error)
                 found = Found(digest, unreadable=error.strerror or type(error).__name__)
             if found is not None:
-                yield found
+                every.append(found)
+    return every, None
 
 
 def _read(folder: int, digest: str, boot: str) -> Found | None:
