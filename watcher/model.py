@@ -636,11 +636,14 @@ class Tally(NamedTuple):
 
     def plus(self, size: int, blocks: int) -> Self:
         """With one file more, of one name, of so many bytes and the kernel's blocks of 512."""
-        both = self.allocated + blocks * 512, self.freed + blocks * 512
-        return type(self)(self.files + 1, self.apparent + size, *both)
+        taken = blocks * 512
+        files, apparent, allocated, freed = self
+        return type(self)(files + 1, apparent + size, allocated + taken, freed + taken)
 
     def joined(self, other: Self) -> Self:
-        return type(self)(*map(sum, zip(self, other, strict=True)))
+        files, apparent, allocated, freed = self
+        more, its, theirs, gone = other
+        return type(self)(files + more, apparent + its, allocated + theirs, freed + gone)
 
 
 class Space(NamedTuple):

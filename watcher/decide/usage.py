@@ -3,6 +3,7 @@
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from functools import reduce
 from typing import TypeAlias
 
 from watcher import model
@@ -28,13 +29,13 @@ def usage(
         for odd in census.odd:
             if odd.lies is not None:
                 known[odd.lies.path] = _of_models(odd.models)
-    total, sums = Tally(), defaultdict[_Key, Tally](Tally)
+    sums = defaultdict[_Key, Tally](Tally)
     sums.update({(UseKind.MODEL, name): Tally() for name in space.every_model})
-    summed = [(_of_models(models), tally) for models, tally in space.blobs.items()]
+    for models, tally in space.blobs.items():
+        key = _of_models(models)
+        sums[key] = sums[key].joined(tally)
     if space.manifests.files:
-        summed.append(((UseKind.MANIFESTS, ""), space.manifests))
-    for key, tally in summed:
-        total, sums[key] = total.joined(tally), sums[key].joined(tally)
+        sums[UseKind.MANIFESTS, ""] = space.manifests
     several: dict[tuple[int, int], list[tuple[_Key, Entry]]] = defaultdict(list)
     for located in space.entries:
         entry = located.entry
@@ -42,7 +43,8 @@ def usage(
         if entry.links > 1 and entry.kind is not Kind.FOLDER:
             several[entry.identity].append((key, entry))
         else:
-            total, sums[key] = total.joined(_one(entry)), sums[key].joined(_one(entry))
+            sums[key] = sums[key].joined(_one(entry))
+    total = reduce(Tally.joined, sums.values(), Tally())
     for found in several.values():
         keys, entry = [key for key, _ in found], found[-1][1]
         key = min(keys, key=lambda key: (_RANK[key[0]], key[1]))
