@@ -329,7 +329,7 @@ def test_a_length_that_no_layer_has_is_no_length(
     assert found == believed
 
 
-@pytest.mark.parametrize("password", ["a/b", "a@b", "a:b", "a?b#c", "a b", "%zz", "[x"])
+@pytest.mark.parametrize("password", ["a/b", "a@b", "a:b", "a?b#c", "a b", "%zz", "[x", "ä"])
 def test_a_proxy_s_password_has_any_characters(
     proxy: Proxy, monkeypatch: pytest.MonkeyPatch, password: str
 ) -> None:

@@ -14,7 +14,7 @@ import math
 import os
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Protocol, Self
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote_to_bytes, urlsplit
 
 import pycurl
 
@@ -235,7 +235,7 @@ class Client:
             ended.set_result((code, text))
 
 
-def _proxy(url: str) -> dict[int, str]:
+def _proxy(url: str) -> dict[int, bytes]:
     """The proxy that the environment names, as options; none where libcurl finds it as well.
 
     libcurl takes no user and password with characters that end an address.
@@ -248,9 +248,9 @@ def _proxy(url: str) -> dict[int, str]:
     scheme, is_named, rest = user.partition("://")
     name, _, password = (rest if is_named else user).partition(":")
     return {
-        pycurl.PROXY: f"{scheme if is_named else 'http'}://{address}",
-        pycurl.PROXYUSERNAME: unquote(name),
-        pycurl.PROXYPASSWORD: unquote(password),
+        pycurl.PROXY: os.fsencode(f"{scheme if is_named else 'http'}://{address}"),
+        pycurl.PROXYUSERNAME: unquote_to_bytes(os.fsencode(name)),
+        pycurl.PROXYPASSWORD: unquote_to_bytes(os.fsencode(password)),
     }
 
 
