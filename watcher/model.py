@@ -37,6 +37,10 @@ class Kind(enum.StrEnum):
     SYMLINK = "symlink"
     OTHER = "other"
 
+    @property
+    def words(self) -> str:
+        return "a device, a pipe or a socket" if self is Kind.OTHER else f"a {self.value}"
+
 
 OURS = ".own"  #: what stands behind a digest in the key of a transfer of ours
 

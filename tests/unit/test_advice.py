@@ -84,11 +84,11 @@ def test_a_pull_goes_to_the_server_of_the_store() -> None:
         servers = (Server(1, "o", 0.0, ServerState.ANSWERING, ours=True, url=url) for url in urls)
         return Evidence(Place("/m", ""), 0.0, View(Visibility.FULL), servers=tuple(servers))
 
-    assert advice.servers_pull(served(), "llama3") == "ollama pull llama3"
-    assert advice.servers_pull(served("http://127.0.0.1:11434"), "a") == "ollama pull a"
-    there = advice.servers_pull(served("http://127.0.0.1:5"), "a")
+    assert advice.pull(served(), "llama3", by_server=True) == "ollama pull llama3"
+    assert advice.pull(served("http://127.0.0.1:11434"), "a", by_server=True) == "ollama pull a"
+    there = advice.pull(served("http://127.0.0.1:5"), "a", by_server=True)
     assert there == "OLLAMA_HOST=http://127.0.0.1:5 ollama pull a"
-    local = advice.servers_pull(served(), "localhost:5000/me/a:b")
+    local = advice.pull(served(), "localhost:5000/me/a:b", by_server=True)
     assert local == "ollama pull --insecure localhost:5000/me/a:b"
 
 

@@ -23,11 +23,7 @@ _cleans = functools.partial(Row, event=EventType.PARTIAL_CLEANED, of_download=Tr
 TABLE = (
     Row(ActionKind.ASK_REGISTRY, "ask the registry about {}"),
     Row(ActionKind.HASH, "hash {}"),
-    Row(
-        ActionKind.PROVE,
-        "compare {} with the sums of its chunks",
-        command="repair --prove",
-    ),
+    Row(ActionKind.PROVE, "compare {} with the sums of its chunks", command="repair --prove"),
     _repairs(ActionKind.WRITE_SIDECARS, "repair the download of {}"),
     _repairs(
         ActionKind.GIVE_BACK,

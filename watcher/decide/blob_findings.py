@@ -72,14 +72,6 @@ def _kept_or_not(path: str, doomed: Doomed) -> str:
     return "a server start deletes it once it is one hour old" if path in doomed else "it stays"
 
 
-_KINDS = {
-    Kind.FILE: "a file",
-    Kind.FOLDER: "a folder",
-    Kind.SYMLINK: "a symlink",
-    Kind.OTHER: "a device, a pipe or a socket",
-}
-
-
 def damage(odd: OddBlob) -> str:
     """What is wrong with a blob, in a clause about it."""
     if odd.fault is BlobFault.CORRUPT:
@@ -87,7 +79,7 @@ def damage(odd: OddBlob) -> str:
     if odd.fault is not BlobFault.NO_FILE:
         return row(f"blob_{odd.fault.value}").message.replace("a blob of {who}", "it")
     there = odd.entry if odd.behind is None else odd.behind
-    kind = "not a file" if there is None else f"{_KINDS[there.kind]}, not a file"
+    kind = "not a file" if there is None else f"{there.kind.words}, not a file"
     return f"it is {'a symlink to ' if odd.behind is not None else ''}{kind}"
 
 
@@ -112,7 +104,7 @@ def _odd_blob(odd: OddBlob, evidence: Evidence) -> Finding:
 def _completed(odd: OddBlob, evidence: Evidence) -> str:
     """What fetches a missing blob: the pull of an unfinished model does, with the rest of it."""
     if any(not each.ours and set(each.models) & set(odd.models) for each in evidence.downloads):
-        return advice.servers_pull(evidence, odd.models[0])
+        return advice.pull(evidence, odd.models[0], by_server=True)
     return advice.watch(evidence, "repair", "--fetch", names.short(odd.digest))
 
 
@@ -178,7 +170,7 @@ def odd_manifest(odd: model.OddManifest, evidence: Evidence) -> Finding:
         same = f"{odd.why}; its registry's manifest was as wrong when it was asked last"
         return finding._replace(evidence=same, remedy=_CORRECTED)
     if odd.fault in _PULLED:
-        pull = advice.servers_pull(evidence, odd.model) if odd.model else ""
+        pull = advice.pull(evidence, odd.model, by_server=True) if odd.model else ""
         if odd.model and odd.fault is ManifestFault.WRONG_SIZE:
             # Ours: then it is known whether the registry's own manifest is as wrong.
             pull = advice.pull(evidence, odd.model)

@@ -37,7 +37,7 @@ def _is_strange(download: Download) -> str:
         return f"reading it failed: {download.unreadable}"
     for entry in download.entries:
         if entry.kind is not Kind.FILE:
-            return f"{names.printable(entry.name)} is a {entry.kind.value}, not a file"
+            return f"{names.printable(entry.name)} is {entry.kind.words}, not a file"
     return ""
 
 
@@ -127,7 +127,7 @@ class Row(NamedTuple):
     sentence: str
     #: What the next pull does, and how much it downloads.
     alone: str
-    cost_alone: Cost
+    cost_alone: Cost = _rest
     cost_repaired: Cost = _untrusted  #: how much it downloads after a repair
     severity: Severity = Severity.WARNING
     next_pull: NextPull = NextPull.RESUMES  #: where the next pull begins
@@ -149,7 +149,6 @@ TABLE = (
         "in use",
         "the download of {} is in use",
         "it continues",
-        cost_alone=_rest,
         cost_repaired=lambda _: None,
         severity=Severity.INFO,
         repair=Step.WAIT,
@@ -186,7 +185,6 @@ TABLE = (
         "transfer",
         "the download of {} is resumable by ollama-watch",
         "the server downloads all of it; `ollama-watch pull` resumes it",
-        cost_alone=_rest,
         severity=Severity.INFO,
         next_pull=NextPull.OURS,
         repair=Step.NOTHING,
@@ -236,7 +234,6 @@ TABLE = (
         "repair",
         "the download of {} needs repair: progress not recorded",
         "the next pull downloads {again} again, which is already on disk",
-        cost_alone=_rest,
     ),
     Row(
         Condition.PAUSED,
@@ -244,7 +241,6 @@ TABLE = (
         "resumable",
         "the download of {} is resumable",
         "the next pull resumes it",
-        cost_alone=_rest,
         severity=Severity.INFO,
         repair=Step.NOTHING,
     ),

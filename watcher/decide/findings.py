@@ -69,7 +69,7 @@ def helps(diagnosed: Diagnosed, evidence: Evidence) -> str:
     if row.next_pull is NextPull.OURS:
         return advice.pull(evidence, download.models[0]) if download.models else ""
     if row.repair is Step.NOTHING or _is_recorded(diagnosed):
-        return advice.servers_pull(evidence, download.models[0]) if download.models else ""
+        return advice.pull(evidence, download.models[0], by_server=True) if download.models else ""
     if row.repair is Step.WRITE_SIDECARS and not (download.total or download.models):
         return ""  # no repair can find out how long it is
     return protects(diagnosed, evidence)

@@ -35,15 +35,12 @@ def damaged_blobs(evidence: Evidence, rules: Rules) -> Iterator[model.Planned]:
             yield why.refusal(name, ActionKind.QUARANTINE_BLOB, odd.models)
             continue
         room -= odd.entry.allocated
-        yield Action(
-            ActionKind.QUARANTINE_BLOB,
-            name,
-            f"{blob_findings.damage(odd)}, and the registry has it: "
-            f"{advice.servers_pull(evidence, odd.models[0])} downloads this layer only, and "
-            f"{advice.watch(evidence, 'repair', '--fetch', names.short(odd.digest))} too",
-            (odd.entry,),
-            models=odd.models,
-        )
+        pull = advice.pull(evidence, odd.models[0], by_server=True)
+        fetch = advice.watch(evidence, "repair", "--fetch", names.short(odd.digest))
+        because = f"{blob_findings.damage(odd)}, and the registry has it"
+        because = f"{because}: {pull} downloads this layer only, and {fetch} too"
+        kind, files = ActionKind.QUARANTINE_BLOB, (odd.entry,)
+        yield Action(kind, name, because, files, models=odd.models)
 
 
 def fetched(

@@ -492,7 +492,7 @@ class _Reader:
 
     def _sidecar(self, number: int | None, found: Entry) -> Sidecar:
         if found.kind is not Kind.FILE:
-            return Sidecar(found, number, None, f"a {found.kind.value}, no file")
+            return Sidecar(found, number, None, f"{found.kind.words}, no file")
         with self._opened(found) as fd:
             raw = os.read(fd, sidecars.READ_LIMIT)
         try:

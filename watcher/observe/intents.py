@@ -198,7 +198,7 @@ def _check_names(here: int) -> None:
         found = scan.look(name, here)
         wanted = Kind.FOLDER if name in (NEW, OUT) else Kind.FILE
         if found is not None and found.kind is not wanted:
-            raise ForeignError(f"{name} is a {found.kind.value}")
+            raise ForeignError(f"{name} is {found.kind.words}")
 
 
 def _listed(folder: int) -> Iterator[str]:

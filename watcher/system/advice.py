@@ -172,24 +172,17 @@ def _sudo(by: Caller, owner: int | None) -> tuple[str, ...]:
     return () if by.uid == 0 or by.uid == owner else ("sudo",)
 
 
-def servers_pull(seen: Evidence, model: str) -> str:
-    """Ollama's own pull of a model, at the server of the store that was looked at."""
+def pull(seen: Evidence, model: str, *, by_server: bool = False) -> str:
+    """A pull of a model, ours or Ollama's own, at the server of the store that was looked at."""
     if is_fixed(seen.place):
         return ""
     url = server_of(seen)
-    where = (f"OLLAMA_HOST={quoted(url)}",) if url else ()
     insecure = ("--insecure",) if is_on_loopback(model) else ()
-    return " ".join((*where, line("ollama", "pull", *insecure, model)))
-
-
-def pull(seen: Evidence, model: str) -> str:
-    """Our own pull of a model, at the server of the store that was looked at."""
-    if is_fixed(seen.place):
-        return ""
-    url = server_of(seen)
-    where = ("--host", url) if url else ()
-    insecure = ("--insecure",) if is_on_loopback(model) else ()
-    return watch(seen, "pull", *where, *insecure, model)
+    if by_server:
+        where = (f"OLLAMA_HOST={quoted(url)}",) if url else ()
+        return " ".join((*where, line("ollama", "pull", *insecure, model)))
+    to = ("--host", url) if url else ()
+    return watch(seen, "pull", *to, *insecure, model)
 
 
 def server_of(seen: Evidence) -> str:
