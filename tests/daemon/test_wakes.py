@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Self
+from typing import Any, Self
 
 import pytest
 from watchdog.observers.api import BaseObserver
@@ -310,6 +310,37 @@ def test_folders_made_anew_in_one_moment_are_watched_again(
         model = store.manifest_of("new", *store.digests)
         watching.full()
         model.unlink()
+        watching.full()
+
+
+def test_a_folder_made_anew_while_the_watch_begins_is_watched_if_it_looks_the_same(
+    store: HealthyStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has the inode of the old one, and was made within the same tick of the clock."""
+    monkeypatch.setattr(module, "_identity", os.path.exists)
+    real = module.FileEvents._schedule
+
+    def make_anew(events: module.FileEvents) -> None:
+        observer = events._observer
+        assert observer is not None
+        shutil.rmtree(store.path / "manifests")
+        (store.path / "manifests").mkdir()
+        wait_until(
+            lambda: not all(each.is_alive() for each in observer.emitters), "the watch to end"
+        )
+
+    left = [make_anew]
+
+    def schedule(self: module.FileEvents, path: str, *words: Any, **more: Any) -> None:
+        if path == os.path.realpath(store.blobs) and left:
+            left.pop()(self)
+        real(self, path, *words, **more)
+
+    monkeypatch.setattr(module.FileEvents, "_schedule", schedule)
+    with Watching(store.path) as watching:
+        watching.full()
+        watching.hears(store.blobs)
+        store.manifest_of("new", *store.digests)
         watching.full()
 
 

@@ -336,7 +336,8 @@ class FileEvents:
             # Without these the next full scan finds a folder that was recreated.
             if os.access(above, os.R_OK) or not os.path.isdir(self._store):
                 self._schedule(above, partial(self._on_above, paths), _NAMES)
-        begun = set(threading.enumerate()) - before
+        # One may have ended by now: its folder went at once, and a new one can look the same.
+        begun = {*threading.enumerate(), *observer.emitters} - before
         self._threads = tuple(thread for thread in begun if isinstance(thread, BaseThread))
 
     def _schedule(self, path: str, notify: Notify, kinds: Kinds, *, deep: bool = False) -> None:
