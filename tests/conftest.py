@@ -21,7 +21,7 @@ import pytest
 import watcher
 from watcher.demo.registry import Registry
 
-from .support import commands
+from .support import commands, examples
 from .support.loaded import load_all
 from .support.notation import Store
 from .support.servers import EngineServer, RealServer, wait_until
@@ -51,6 +51,12 @@ ENOUGH_MEMORY = 6 << 30
 def pytest_addoption(parser: pytest.Parser) -> None:
     """`--slow`: the cases, too, that the usual run leaves out, each for the reason at its mark."""
     parser.addoption("--slow", action="store_true", help="run what is marked as slow, too")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Say it to what is imported, here and in the workers."""
+    if config.getoption("--slow"):
+        os.environ[examples.ALL] = "true"
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -199,12 +199,13 @@ PLANTED: dict[str, Callable[[HealthyStore, Path], None]] = {
 
 @pytest.mark.parametrize("what", PLANTED)
 def test_a_planted_file_leads_nowhere(
-    store: HealthyStore, victim: Path, run: Run, what: str
+    store: HealthyStore, victim: Path, run: Run, what: str, slow: bool
 ) -> None:
+    """By any command; in the usual run each thing meets every second one, in turns."""
     PLANTED[what](store, victim)
     give(store.path, OWNER)
     said = b""
-    for words in COMMANDS:
+    for words in COMMANDS if slow else COMMANDS[list(PLANTED).index(what) % 2 :: 2]:
         done = run("--store", store.path, *words, env=VISIBLE)
         assert b"Traceback" not in done.stderr
         said += done.stdout + done.stderr

@@ -20,9 +20,10 @@ from watcher.reconcile import Report
 class Driver:
     """Orders cycles over stores; see `driver`."""
 
-    def __init__(self, folder: Path, breaker: Breaker) -> None:
+    def __init__(self, folder: Path, breaker: Breaker, *, kills: bool) -> None:
+        """`kills`: each kill is that of a process, not only where the order says so."""
         self.proc = Path(private_proc(folder / "proc"))
-        self._breaker = breaker
+        self._breaker, self._kills = breaker, kills
 
     @property
     def errors(self) -> str:
@@ -31,7 +32,7 @@ class Driver:
 
     def cycle(self, store: HealthyStore, **order: Any) -> Ended:
         """Run one cycle over a store, to its end or to the call where it breaks."""
-        order |= {"store": str(store.path), "proc": str(self.proc)}
+        order = {"process": self._kills, **order, "store": str(store.path), "proc": str(self.proc)}
         if ends_here(order):
             return Ended(*carried_out(order))
         self._breaker.begin(**order)
@@ -44,7 +45,7 @@ class Driver:
 
 
 @pytest.fixture(scope="module")
-def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Driver]:
+def driver(tmp_path_factory: pytest.TempPathFactory, slow: bool) -> Iterator[Driver]:
     folder = tmp_path_factory.mktemp("driver")
     with (
         pytest.MonkeyPatch.context() as patch,
@@ -52,4 +53,4 @@ def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Driver]:
     ):
         # As in what breaks: what has reached the disk plays no part.
         patch.setattr(os, "fsync", lambda _: None)
-        yield Driver(folder, breaker)
+        yield Driver(folder, breaker, kills=slow)

@@ -3,7 +3,7 @@
 `tests/crash/test_every_call.py` has more of the clean-up. Each call of each act breaks, by SIGKILL
 or by an error: the ways take turns, from act to act at other calls. What all do before they begin
 breaks in the first one only, and of each act every third call. With `--slow` each call of each
-act breaks in each way.
+act breaks in each way, and each kill is one of a process.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from watcher.state import fs, records
 #: Orders a line of stdin: which change to make in which store, and at which call to break it how.
 DRIVER = """
 import json, os, sys, types
-from tests.support.breaking import break_files
+from tests.support.breaking import break_files, put_back
 from watcher.state import records
 from watcher.errors import WatchError
 from watcher.pull import queue, running
@@ -42,21 +42,23 @@ def queue_run(store):
 
 for line in sys.stdin:
     order = json.loads(line)
-    reader, told = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        store = os.open(order["store"], os.O_RDONLY)
-        break_files(order, told)
-        try:
-            globals()[order["change"]](store)
-        except WatchError:
-            os._exit(4)
-        os._exit(0)
-    os.close(told)
-    with os.fdopen(reader) as calls:
-        made = calls.read().splitlines()[1:]
-    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    print(json.dumps([code, made]), flush=True)
+    kills = order["how"] in ("kill", "half")
+    with open(os.memfd_create("calls"), "rb") as calls:
+        pid = os.fork() if kills else 0
+        if pid == 0:
+            code = 0
+            store = os.open(order["store"], os.O_RDONLY)
+            with put_back():
+                break_files(order, calls.fileno())
+                try:
+                    globals()[order["change"]](store)
+                except WatchError:
+                    code = 4
+            os.close(store)
+        if kills:
+            code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        calls.seek(0)
+        print(json.dumps([code, calls.read().decode().splitlines()[1:]]), flush=True)
 """
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.forecast.stores import RandomStore, names
+from tests.support.examples import some
 from tests.support.runs import rules
 from tests.support.servers import RealServer, ServerDiedError
 from tests.unit.decide.seen import diagnosis
@@ -20,7 +21,7 @@ from watcher.observe.host import Host
 from watcher.state.memory import Memory
 
 BATCHES = 10
-STORES_IN_A_BATCH = 25
+STORES_IN_A_BATCH = some(25)
 
 
 def stage(store: Path) -> Forecast:

@@ -8,6 +8,7 @@ from functools import partial
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.support.examples import some
 from tests.support.runs import rules
 from tests.unit.decide.seen import NOW, diagnosis
 from watcher.decide import diagnose, plan, transitions
@@ -136,7 +137,7 @@ def planned(seen: Evidence) -> Plan:
     return plan.make(diagnose.diagnose(seen, POLICY), seen, POLICY)
 
 
-@settings(max_examples=300)
+@settings(max_examples=some(300))
 @given(EVIDENCE, SERVERS, st.floats(0, 9 * DAY))
 def test_what_holds_for_all_evidence(seen: Evidence, server: Server, ago: float) -> None:
     """To make up the evidence costs most of the time, so all laws look at the same one."""

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.support.examples import some
 from tests.support.notation import Store, digest_of, manifest_bytes
 from tests.support.runs import one_look, one_run, rules
 
@@ -40,7 +41,7 @@ def here(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=some(60), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(BLOBS, NAMES, PARTIALS)
 def test_a_blob_that_a_manifest_names_stays(
     here: Path,

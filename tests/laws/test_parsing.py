@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.support.examples import some
 from watcher.model import Entry, Kind, Part, Sidecar
 from watcher.ollama import manifests, names, ranges, sidecars
 
@@ -79,7 +80,7 @@ SMALL = st.builds(
 )
 
 
-@settings(max_examples=400)
+@settings(max_examples=some(400))
 @given(st.lists(SMALL, max_size=6), st.integers(1, 100))
 def test_believable_parts_fit_the_layer_and_overlap_no_other_claim(
     found: list[Part], total: int

@@ -13,6 +13,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from tests.support.examples import some
 from watcher.pull import queue
 from watcher.pull.queue import Driven, Item, ItemState, Queue, Result, Runner
 
@@ -251,4 +252,4 @@ class QueueMachine(RuleBasedStateMachine):
 
 
 TestQueue = QueueMachine.TestCase
-TestQueue.settings = settings(max_examples=40, stateful_step_count=40)
+TestQueue.settings = settings(max_examples=some(40), stateful_step_count=40)

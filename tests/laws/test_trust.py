@@ -18,6 +18,7 @@ from pathlib import Path
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.support.examples import some
 from watcher.model import MIB, Part, Ranges, Reads, Trust
 from watcher.observe import parts as looking
 from watcher.observe.parts import Content
@@ -97,7 +98,7 @@ def wrong(fd: int, trusted: Ranges, content: bytes) -> list[tuple[int, int]]:
     ]
 
 
-@settings(max_examples=120)
+@settings(max_examples=some(120))
 @given(SIZES, STEPS, st.integers(0, 3))
 def test_trusted_bytes_are_right(
     sizes: tuple[int, ...], steps: list[tuple[int, str, int, int]], seed: int
@@ -113,7 +114,7 @@ def test_trusted_bytes_are_right(
         assert not ranges.difference(trust.claimed, trust.trusted), "what is claimed is there"
 
 
-@settings(max_examples=60)
+@settings(max_examples=some(60))
 @given(SIZES, STEPS, st.integers(0, 3), st.lists(st.integers(0, 2500), max_size=20))
 def test_trusted_bytes_are_right_after_a_power_cut(
     sizes: tuple[int, ...], steps: list[tuple[int, str, int, int]], seed: int, lost: list[int]
@@ -134,7 +135,7 @@ def test_trusted_bytes_are_right_after_a_power_cut(
         assert not false
 
 
-@settings(max_examples=60)
+@settings(max_examples=some(60))
 @given(SIZES, STEPS, st.integers(0, 3))
 def test_a_copy_without_holes_is_trusted_no_further(
     sizes: tuple[int, ...], steps: list[tuple[int, str, int, int]], seed: int

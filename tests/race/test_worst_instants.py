@@ -30,7 +30,7 @@ from watcher.demo.registry import Layer, Model, Registry
 from watcher.model import MIB, Rules
 from watcher.observe.host import Host
 
-SIZE = 12 * MIB
+SIZE = 6 * MIB
 CHANGES_NAMES = ("link ", "rename ", "renameat2 ", "unlink ", "open decided")
 POLICY = rules(clean=True, repair=True, give_back=True, writers_visible=True)
 TAKING = rules(clean=False, repair=False, take_over=True, writers_visible=True)
@@ -262,7 +262,9 @@ def test_at_worst_one_thing_fails_once(
                 made.name()
             return made
 
-        for number in instants(laid_out(0)):
+        numbers = list(instants(laid_out(0)))
+        assert numbers, "nothing was done"
+        for number in numbers:
             scene = laid_out(number)
             with scene.server:
                 with stopped(scene, number):

@@ -7,6 +7,7 @@ from itertools import pairwise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.support.examples import some
 from watcher.model import MIB, Entry, Kind, Part, Ranges, Sidecar
 from watcher.ollama import ranges, sidecars
 
@@ -48,7 +49,7 @@ def missing(parts: tuple[Part, ...]) -> list[int]:
 AT_LEAST = st.one_of(st.just(1), st.integers(1, 40), st.integers(1, 1000))
 
 
-@settings(max_examples=300)
+@settings(max_examples=some(300))
 @given(layers(), AT_LEAST)
 def test_the_parts_are_a_valid_set(layer: tuple[Ranges, int], at_least: int) -> None:
     trusted, total = layer
@@ -63,7 +64,7 @@ def test_the_parts_are_a_valid_set(layer: tuple[Ranges, int], at_least: int) -> 
     assert sidecars.faults(read, total) == ()
 
 
-@settings(max_examples=300)
+@settings(max_examples=some(300))
 @given(layers(), AT_LEAST)
 def test_nothing_is_claimed_that_is_not_trusted(layer: tuple[Ranges, int], at_least: int) -> None:
     trusted, total = layer
@@ -72,7 +73,7 @@ def test_nothing_is_claimed_that_is_not_trusted(layer: tuple[Ranges, int], at_le
     assert made == sidecars.from_trusted(trusted, total, at_least), "the same parts each time"
 
 
-@settings(max_examples=300)
+@settings(max_examples=some(300))
 @given(layers(), AT_LEAST)
 def test_doing_it_twice_changes_nothing(layer: tuple[Ranges, int], at_least: int) -> None:
     trusted, total = layer
@@ -82,7 +83,7 @@ def test_doing_it_twice_changes_nothing(layer: tuple[Ranges, int], at_least: int
     assert again == made
 
 
-@settings(max_examples=300)
+@settings(max_examples=some(300))
 @given(layers())
 def test_progress_files_give_up_at_most_1_mib_per_gap(layer: tuple[Ranges, int]) -> None:
     """With few gaps no more than 1 MiB is given up for each."""
@@ -95,7 +96,7 @@ def test_progress_files_give_up_at_most_1_mib_per_gap(layer: tuple[Ranges, int])
         assert lost <= len(gaps) * MIB
 
 
-@settings(max_examples=300)
+@settings(max_examples=some(300))
 @given(layers())
 def test_parts_are_few_and_their_missing_pieces_not_tiny(layer: tuple[Ranges, int]) -> None:
     trusted, total = layer
@@ -105,7 +106,7 @@ def test_parts_are_few_and_their_missing_pieces_not_tiny(layer: tuple[Ranges, in
         assert all(size >= MIB for size in missing(made))
 
 
-@settings(max_examples=300)
+@settings(max_examples=some(300))
 @given(layers())
 def test_progress_files_spread_missing_bytes_over_sixteen_connections(
     layer: tuple[Ranges, int],
@@ -124,7 +125,7 @@ def test_progress_files_spread_missing_bytes_over_sixteen_connections(
         assert all(part.size >= SMALLEST_CUT - 2 * MIB for part in cut)
 
 
-@settings(max_examples=200)
+@settings(max_examples=some(200))
 @given(layers(), AT_LEAST)
 def test_so_many_parts_as_are_asked_for(layer: tuple[Ranges, int], at_least: int) -> None:
     trusted, total = layer

@@ -14,13 +14,14 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.examples import some
 from tests.support.notation import Store
 from watcher.model import Result
 from watcher.state import fs
 
 from .model import BLOCK, HEAD, STEP, History, small_scale
 
-HISTORIES = int(os.environ.get("REPAIR_HISTORIES", "80"))
+HISTORIES = int(os.environ.get("REPAIR_HISTORIES", some(80)))
 TOTALS = [2 * STEP + 100_000, 3 * STEP, 3 * STEP + 62, 5 * STEP + 7]
 ENDS = ["well", "cancelled", "killed", "killed", "reset", "page"]
 

@@ -7,9 +7,10 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.support.examples import some
 from watcher.model import Caller, Evidence, Place, Server, ServerState, View, Visibility
 from watcher.system import advice
 
@@ -29,6 +30,7 @@ def seen(caller: Caller = MEMBER, **place: object) -> Evidence:
 
 
 @pytest.mark.parametrize("shell", ["bash", "sh"])
+@settings(max_examples=some(100))
 @given(words=st.lists(NAMES, min_size=1, max_size=5))
 def test_a_shell_reads_the_words_back(shell: str, words: list[str]) -> None:
     if any(word.endswith("\n") and not word.isprintable() for word in words):

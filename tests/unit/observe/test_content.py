@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.driving import run
 from tests.support.notation import Store
 from watcher.model import MIB, Part, Reads, Trust
 from watcher.observe import parts
@@ -72,7 +73,7 @@ def test_a_download_unchanged_since_the_last_scan_is_not_read_again(
     state = models.path / ".ollama-watch" / "state.json"
     words = [sys.executable, "-m", "watcher", "--store", str(models.path)]
     for _ in range(3):  # a repair sets times, so the scan behind it has to settle as well
-        subprocess.run([*words, "repair", "--yes", "--offline"], capture_output=True, check=False)
+        run(models.path, "repair", "--yes", "--offline")
         time.sleep(SETTLED)
     (data,) = models.blobs.glob("*-partial")
     before = preads([*words, "audit"], data, tmp_path)
