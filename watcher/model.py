@@ -262,8 +262,10 @@ class Download:
     by_server: bool = False
     discarded: bool = False
     may_be_right: bool = False
-    #: One of ours: what of it a hash may yet find wrong, since the registry has not sent it.
+    #: One of ours: what of it a hash may yet find wrong, since the registry has not sent it, or all
+    #: of it, since a hash was wrong.
     doubted: Ranges = ()
+    is_refuted: bool = False
 
     entries: tuple[Entry, ...] = field(init=False, repr=False, compare=False)  #: the data first
 
@@ -844,6 +846,9 @@ class ActionKind(enum.StrEnum):
     PURGE = "purge"
 
 
+_FETCHED_AGAIN = 16 * MIB  #: of one layer, where somebody has agreed to a number of bytes
+
+
 class Action(NamedTuple):
     """One thing to do, but only while the disk still has what it `expects`."""
 
@@ -863,10 +868,16 @@ class Action(NamedTuple):
     doubts: Ranges = ()
     length: int = 0  #: of the layer whose chunks are compared
     relies_on: Entry | None = None  #: has to be whole on the disk before: what stays
-    #: Bytes that are fetched from the registry, and that the disk needs, at most.
+    #: Bytes that are fetched from the registry at most, or, once it is done, that were; and those
+    #: that the disk needs at most.
     fetches: int = 0
     needs: int = 0
     content: Entry | None = None  #: the file with the right bytes among which the wrong ones are
+
+    @property
+    def budget(self) -> int:
+        """Bytes that are fetched in all: some may arrive damaged, and are fetched once more."""
+        return self.fetches + min(self.fetches, _FETCHED_AGAIN)
 
 
 class RefusalKind(enum.StrEnum):

@@ -190,7 +190,7 @@ class _Run:
         try:
             now, agreed = self._find_out(now, agreed)
             now, agreed, undone = self._settle(now, agreed)
-            agreed, unfetched = self._fetched(agreed)
+            agreed, unfetched = self._fetched(now.evidence, agreed)
             undone += unfetched
         except EndedError:
             # What was hashed is logged before the end: no other run does.
@@ -287,7 +287,7 @@ class _Run:
             agreed = self._approve(now.plan).filtered(_is_act)
         return now, ready, undone
 
-    def _fetched(self, agreed: Plan) -> tuple[Plan, tuple[Outcome, ...]]:
+    def _fetched(self, seen: Evidence, agreed: Plan) -> tuple[Plan, tuple[Outcome, ...]]:
         """Fetch what takes the place of damaged blobs; what failed is no longer in the plan."""
         ready: list[model.Action] = []
         failed: list[Outcome] = []
@@ -295,9 +295,12 @@ class _Run:
             if action.kind is ActionKind.FETCH_CHUNKS:
                 assert self._host.fetch is not None
                 try:
-                    action = action._replace(relies_on=self._host.fetch(action))
+                    found, came = self._host.fetch(action)
+                    action = action._replace(relies_on=found, fetches=came)
                 except (WatchError, OSError) as error:
-                    failed.append(Outcome(action, model.Result.FAILED, str(error)))
+                    again = advice.watch(seen, "repair", "--fetch", names.short(action.subject))
+                    outcome = Outcome(action, model.Result.FAILED, str(error), command=again)
+                    failed.append(outcome)
                     continue
                 except EndedError:
                     continue  # what has arrived is kept

@@ -174,13 +174,13 @@ def _answer(registry: int | None, *_: object) -> int | None:
     return registry
 
 
-def _fetched(store: str, action: Action) -> Entry:
+def _fetched(store: str, action: Action) -> tuple[Entry, int]:
     """What was fetched before: a transfer that is all there."""
     path = f"{store}/.ollama-watch/transfers/{action.subject}"
     with fs.opened_folder(path) as folder:
         found = scan.look("data", folder)
     assert found is not None
-    return found
+    return found, 0
 
 
 def _child(order: dict[str, Any], told: int) -> int:

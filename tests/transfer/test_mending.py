@@ -20,9 +20,19 @@ from tests.support.notation import age
 from tests.support.servers import sidecar
 from watcher.config import Settings
 from watcher.decide import modes
-from watcher.demo.registry import Fault, Manners, Registry
+from watcher.demo.registry import Fault, Layer, Manners, Registry
 from watcher.errors import ChangedError
-from watcher.model import HOUR, MIB, Action, ActionKind, Entry, Ranges, RefusalKind, Result
+from watcher.model import (
+    HOUR,
+    MIB,
+    Action,
+    ActionKind,
+    Entry,
+    Outcome,
+    Ranges,
+    RefusalKind,
+    Result,
+)
 from watcher.observe.host import Host
 from watcher.reconcile import Reconciler, Report
 from watcher.service.scrub import Scrub
@@ -109,12 +119,14 @@ def rotten(here: Here, monkeypatch: pytest.MonkeyPatch) -> Ranges:
     return ((low, high),)
 
 
-def repaired(here: Here, meanwhile: Callable[[], None] = lambda: None, **more: Any) -> Report:
+def repaired(
+    here: Here, meanwhile: Callable[[], None] = lambda: None, has_asked: bool = False, **more: Any
+) -> Report:
     """What a repair that fetches comes to in this process; `meanwhile`: once it has fetched."""
     host, settings = asking(Host(str(here.path))), Settings(writers_visible=True, **more)
-    mender = Mender(host, settings)
+    mender = Mender(host, settings, has_asked=has_asked)
 
-    def fetch(action: Action) -> Entry:
+    def fetch(action: Action) -> tuple[Entry, int]:
         found = mender.fetch(action)
         meanwhile()
         return found
@@ -212,10 +224,72 @@ def answered(here: Here, answers: bytes) -> str:
 def test_a_prompt_names_the_bytes(here: Here) -> None:
     flip(here, 3)
     verify(here)
-    question = f"Do it, and fetch at most {decimal(CHUNK)}?"
-    assert question in answered(here, b"n\n")
+    question = f"fetch at most {decimal(CHUNK)} ({decimal(2 * CHUNK)} if some arrive damaged)?"
+    assert f"Do it, and {question}" in answered(here, b"n\n")
     assert here.served == 0
     assert answered(here, b"y\n").count("Do it") == 1
+    check_right(here)
+
+
+def stopped(report: Report) -> Outcome:
+    """What came of a repair that would have fetched more than was agreed to."""
+    (*_, failed) = report.outcomes
+    assert failed.result is Result.FAILED
+    assert "more than was agreed to" in failed.message
+    assert "repair --fetch sha256-" in failed.command
+    return failed
+
+
+def test_sums_that_lie_cost_no_more_than_was_agreed_to(here: Here) -> None:
+    """All that was copied by them is wrong, and would be fetched."""
+    here.registry.manners = Manners()
+    verify(here)
+    before = (here.path / ".ollama-watch/sums" / here.digest).read_bytes()
+    flip(here, 3, SIZE // 2)
+    first = sums.Whole(with_sums=True)
+    with here.blob.open("rb") as file:
+        sums.add(first, file.fileno(), 0, sums.CHUNK)
+    lie = first.sums() + before.partition(b"\n")[2]
+    (here.path / ".ollama-watch/sums" / here.digest).write_bytes(lie)
+    verify(here)
+    stopped(repaired(here, has_asked=True))
+    assert here.served == sums.CHUNK + 1
+    damaged = here.blob.read_bytes()
+    (*_, done) = repaired(here, has_asked=True).outcomes
+    assert done.result is Result.DONE
+    assert done.message.startswith("The blob of")
+    assert f"is right, {decimal(done.action.fetches)} fetched" in done.message
+    assert here.served == sums.CHUNK + SIZE + 2
+    assert kept(here)[0].read_bytes() == damaged
+    check_right(here)
+
+
+def test_a_mirror_that_lies_costs_no_more_than_was_agreed_to(here: Here) -> None:
+    here.registry.manners = Manners()
+    here.blob.unlink()
+    with Registry() as mirror:
+        mirror.manners = Manners(plain=True)
+        mirror.add_model("demo", "1b", [Layer(SIZE)], extras=False)
+        mirror.add_fault(Fault("flip", begin=1, after=1000))
+        failed = stopped(repaired(here, has_asked=True, mirrors=(mirror.url,)))
+        assert mirror.url in failed.message, "who has sent them"
+        assert here.served == 0
+        repaired(here, has_asked=True, mirrors=(mirror.url,))
+    assert here.served == SIZE + 1
+    check_right(here)
+
+
+@pytest.mark.parametrize("has_asked", [True, False])
+def test_a_chunk_that_arrives_damaged_is_fetched_once_more(here: Here, has_asked: bool) -> None:
+    low = 5 * CHUNK
+    flip(here, low + 7)
+    verify(here)
+    times = 1 if has_asked else 3
+    here.registry.add_fault(Fault("flip", begin=low, end=low + 1, after=5, every=1, times=times))
+    (*_, done) = repaired(here, has_asked=has_asked).outcomes
+    assert done.result is Result.DONE
+    assert here.served == (2 if has_asked else 4) * CHUNK + 1
+    assert done.action.fetches == here.served - 1
     check_right(here)
 
 
@@ -240,7 +314,8 @@ def test_what_is_fetched_can_be_declined_by_itself(
     for path in (data, progress):
         age(path, HOUR)
     printed = answered(here, f"{answer}\n".encode())
-    question = f"fetch at most {decimal(CHUNK)}? [y/N, or w: without fetching]"
+    twice = decimal(2 * CHUNK)
+    question = f"fetch at most {decimal(CHUNK)} ({twice} if some arrive damaged)? [y/N, or w: "
     assert printed.count(question) == printed.count("Do it") == 1
     assert (here.served > 0) == fetches
     assert (progress.read_text() != sidecar(0, 0, 5 * MIB, 0)) == repairs
@@ -355,7 +430,7 @@ def test_what_was_copied_and_not_proven_is_fetched_at_most(here: Here) -> None:
     verify(here)
     (*_, done) = document(here, *FETCH)["outcomes"]
     assert (done["result"], here.served) == ("done", SIZE + 1)
-    assert f"at most {decimal(SIZE)}" in done["message"]
+    assert f"is right, {decimal(SIZE)} fetched" in done["message"]
     check_right(here)
 
 

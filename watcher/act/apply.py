@@ -371,7 +371,7 @@ def _done_message(action: Action) -> str:
         case ActionKind.FETCH_CHUNKS:
             kept = action.expects and not action.surplus
             aside = "; the damaged file is in quarantine" if kept else ""
-            return f"The blob of {who} is right, at most {decimal(action.fetches)} fetched{aside}"
+            return f"The blob of {who} is right, {decimal(action.fetches)} fetched{aside}"
         case ActionKind.QUARANTINE_BLOB:
             return f"{action.subject[:19]} is in quarantine; {action.because.partition(': ')[2]}"
         case ActionKind.RESTORE:

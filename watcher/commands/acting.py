@@ -71,7 +71,11 @@ class _Choice:
         if self._asked.dry_run or not self.plan.actions:
             return reconcile.approve_none(self.plan)
         fetches = self.plan.fetches
-        question = f"Do it, and fetch at most {text.size(fetches)}?" if fetches else "Do it?"
+        question = "Do it?"
+        if fetches:
+            most = text.size(sum(each.budget for each in self.plan.actions))
+            fetched = f"fetch at most {text.size(fetches)} ({most} if some arrive damaged)"
+            question = f"Do it, and {fetched}?"
         rest = self.plan.filtered(lambda each: not each.fetches)
         if fetches and rest.actions and self._context.can_ask():
             answer = self._context.ask_of_part(question, "without fetching")
@@ -172,7 +176,7 @@ def act_on(context: Context, host: Host, asked: Request, about: Targets | None =
     if asked.mode.fetch or asked.mode.prove:
         from watcher.transfer.mending import Mender
 
-        mender = Mender(host, context.settings, transient)
+        mender = Mender(host, context.settings, transient, has_asked=not asked.yes)
         host = replace(host, fetch=mender.fetch, sums=mender.sums)
     chosen = _Choice(context, asked, about.of if about else reconcile.approve_all)
     host = replace(host, watch=_watch)

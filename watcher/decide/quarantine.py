@@ -84,7 +84,8 @@ def fetched(
             sum(each.freed for each in found) if goes else 0,
             models=odd.models,
             surplus=found if goes else (),
-            fetches=wrong if odd.wrong else left,
+            # Of sums by which too little was wrong nothing is believed.
+            fetches=wrong if odd.wrong and not any(each.is_refuted for each in ours) else left,
             needs=odd.wanted,
             doubts=odd.wrong,
             content=odd.content,

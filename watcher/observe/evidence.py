@@ -321,7 +321,10 @@ class _Reader:
             by_server=kept.finished,
             discarded=kept.is_left and kept.is_wrong,
             may_be_right=is_unjudged and arrived == ((0, total),),
-            doubted=ranges.difference(ranges.union(kept.taken, kept.mirrored), kept.proven),
+            is_refuted=kept.is_wrong,
+            doubted=ranges.difference(
+                arrived if kept.is_wrong else ranges.union(kept.taken, kept.mirrored), kept.proven
+            ),
         )
 
     def _base(

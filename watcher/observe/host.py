@@ -36,9 +36,9 @@ class Host:
     registry_manifest: Callable[[int | None, ModelName], registry_cache.Answer] | None = None
     #: What is known of layers that no manifest of the store behind a descriptor names.
     known_layers: Callable[[int], registry_cache.KnownLayers] = registry_cache.known_layers
-    #: Fetches what an action is about beside it; the file that then holds it. Raises WatchError,
-    #: EndedError, and OSError.
-    fetch: Callable[[Action], Entry] | None = None
+    #: Fetches what an action is about beside it; the file that then holds it, and how many bytes
+    #: came. Raises WatchError, EndedError, and OSError.
+    fetch: Callable[[Action], tuple[Entry, int]] | None = None
     #: Has the sums of a layer's chunks kept, where one of its registries serves them. Raises alike.
     sums: Callable[[Action], None] | None = None
     ends: Callable[[], bool] = lambda: False  #: whether to give a look up: an end was asked for

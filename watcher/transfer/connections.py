@@ -117,6 +117,11 @@ class Connections:
         self._room = asyncio.Lock()
         self._bucket = Bucket(options.limit, _now)
 
+    @property
+    def came(self) -> int:
+        """Bytes that answers have brought."""
+        return self._came + sum(each.flow.received for each in self._all if each.flow is not None)
+
     async def run(self) -> None:
         """Fetch until canceled. Raises TransferError where no further try can help."""
         works = [self._work(number, each) for number, each in enumerate(self._all)]
@@ -324,10 +329,9 @@ class Connections:
 
     def _grow(self) -> None:
         """Use more connections where they bring more, and fewer again where they did not."""
-        came = self._came + sum(each.flow.received for each in self._all if each.flow is not None)
         all_used = self._used >= self._allowed and not self._bucket.is_limited
         before = self._growth.number
-        number = self._growth.look(_now(), came, all_used=all_used)
+        number = self._growth.look(_now(), self.came, all_used=all_used)
         if number != before:
             self._allowed, self._begun = number, max(self._begun, number)
             self._more.send()

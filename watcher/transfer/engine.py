@@ -31,6 +31,7 @@ from watcher.transfer.values import (
     Noticed,
     Options,
     Order,
+    OverBudgetError,
     Partial,
     Progress,
     TransferError,
@@ -72,7 +73,10 @@ class Engine:
         waiting = iter(layers)
         self._connections.later = sum(layer.size for layer in layers)
         openers = [self._each(waiting, found) for _ in range(_AT_ONCE)]
-        await beside(all_of(openers), self._connections.run())
+        try:
+            await beside(all_of(openers), self._connections.run())
+        finally:
+            self._options.budget.came += self._connections.came
         return [found[layer] for layer in layers if layer in found]
 
     async def _each(self, waiting: Iterator[Layer], found: dict[Layer, Verified]) -> None:
@@ -132,6 +136,7 @@ class Engine:
             if chunks and ledger.taken:
                 await self._compare(ledger, chunks)
             fetch = Fetch(ledger, self._options, self._connections.wakeup, chunks)
+            self._must_fit(fetch.pieces.rest)
             with self._connections.fetching(fetch):
                 helpers = (self._prove(fetch), self._sync_often(fetch), self._report(fetch))
                 await beside(self._verify(fetch), *helpers)
@@ -140,6 +145,18 @@ class Engine:
         finally:
             if not is_next_named:
                 _keep(ledger)
+
+    def _must_fit(self, missing: int) -> None:
+        """Raise OverBudgetError where so many bytes more are more than was agreed to."""
+        budget = self._options.budget
+        came = budget.came + self._connections.came
+        if budget.most is not None and came + missing > budget.most:
+            raise OverBudgetError(
+                f"it would fetch {decimal(missing)} more, beside {decimal(came)} that came: more "
+                "than was agreed to, since bytes are wrong that were not known to be",
+                "it goes on from there once that is agreed to:",
+                Cause.MISMATCH,
+            )
 
     def _is_last(self) -> bool:
         """Whether the one layer that is open is the last one: it is synced when it gets its name.
@@ -195,10 +212,15 @@ class Engine:
             if not doubted:
                 rest = fetch.rest or ((0, fetch.layer.size),)
                 before, doubted = found.hexdigest(), [("the registry", rest)]
-            whose = " and ".join(f"{decimal(ranges.size(x))} from {who}" for who, x in doubted)
-            self._emit(Noticed(digest, f"checksum mismatch: {whose} must be downloaded again"))
             if fetch.ledger.mirrored:
                 self._registry.distrust(fetch.layer)
+            try:
+                self._must_fit(ranges.size(ranges.normal(x for _, each in doubted for x in each)))
+            except OverBudgetError:
+                fetch.ledger.note_wrong()
+                raise
+            whose = " and ".join(f"{decimal(ranges.size(x))} from {who}" for who, x in doubted)
+            self._emit(Noticed(digest, f"checksum mismatch: {whose} must be downloaded again"))
             self._emit(fetch.progress())  # before and after, so that all of it counts as lost
             for _, each in doubted:
                 await self._forget(fetch, each)
@@ -274,6 +296,7 @@ class Engine:
         if ranges.within(fetch.ledger.mirrored, chunk.start, chunk.end):
             self._registry.distrust(fetch.layer)
         await self._forget(fetch, ((chunk.start, chunk.end),))
+        self._must_fit(fetch.pieces.rest)
 
     async def _forget(self, fetch: Fetch, doubted: Ranges) -> None:
         """Fetch bytes anew, once there is room to write that down."""

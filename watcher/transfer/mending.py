@@ -29,20 +29,29 @@ _TICK_SECONDS = 0.2
 class Mender:
     """Fetches for one store. `show` takes a line for people now and then.
 
-    `limit` may be changed while it runs.
+    `has_asked`: somebody has agreed to the bytes of each action, and no more of them are fetched
+    than its budget. `limit` may be changed while it runs.
     """
 
     def __init__(
-        self, host: Host, settings: Settings, show: Callable[[str], None] = lambda _: None
+        self,
+        host: Host,
+        settings: Settings,
+        show: Callable[[str], None] = lambda _: None,
+        *,
+        has_asked: bool = False,
     ) -> None:
         self._host, self._settings, self._show = host, settings, show
         self.limit = Limit(settings.rate)
+        self._has_asked, self._budget = has_asked, values.Budget()
+        self._noticed = ""  #: of mirrors
 
-    def fetch(self, action: Action) -> Entry:
-        """Have a blob beside the damaged one, with its right hash; its file.
+    def fetch(self, action: Action) -> tuple[Entry, int]:
+        """Have a blob beside the damaged one, with its right hash: its file, and bytes that came.
 
         Raises TransferError, ChangedError, EndedError where the host stops, and OSError.
         """
+        self._budget = values.Budget(action.budget if self._has_asked else None)
         for verified in self._fetched(action).verified:
             with (
                 folders.opened_store(self._host.store) as store,
@@ -51,7 +60,7 @@ class Mender:
             ):
                 found = scan.look(transfers.DATA, folder)
             if found and Identity(*found.identity, found.size, found.mtime_ns) == verified.identity:
-                return found
+                return found, self._budget.came
         raise ChangedError(f"another process has replaced {names.short(action.subject)}")
 
     def sums(self, action: Action) -> None:
@@ -71,6 +80,9 @@ class Mender:
         for model in _models(action):
             try:
                 return self._from(action, model)
+            except values.OverBudgetError as error:
+                text = "; ".join(filter(None, (error.message, self._noticed)))
+                raise values.OverBudgetError(text, error.next_step, error.cause) from None
             except TransferError as error:
                 failed = error
         raise failed
@@ -128,11 +140,14 @@ class Mender:
         return values.Options(
             connections=self._settings.connections,
             limit=self.limit,
+            budget=self._budget,
             reserve=transfers.reserve(os.statvfs(self._host.store)),
         )
 
     def _heard(self, event: values.Event) -> None:
         match event:
+            case values.Noticed("", text):
+                self._noticed = text
             case Progress(digest, total, arrived):
                 here = f"{decimal(arrived)} of {decimal(total)}"
                 self._show(f"fetching {names.short(digest)}: {here} on disk, Ctrl-C to stop ")

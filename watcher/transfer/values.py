@@ -22,6 +22,14 @@ class Layer(NamedTuple):
     size: int
 
 
+@dataclass(slots=True)
+class Budget:
+    """What several transfers, one after the other, may bring, and what they have brought."""
+
+    most: int | None = None  #: bytes; None: whatever it takes
+    came: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class Options:
     """How to fetch. Sizes in bytes, times in seconds."""
@@ -50,6 +58,7 @@ class Options:
     sums_from: int = sums.FROM
     #: What all transfers of the store may fetch in a second.
     limit: Limit = field(default_factory=Limit)
+    budget: Budget = field(default_factory=Budget)
 
 
 class Partial(NamedTuple):
@@ -166,6 +175,10 @@ class TransferError(WatchError):
     def __init__(self, message: str, next_step: str, cause: Cause) -> None:
         super().__init__(message, next_step)
         self.cause = cause
+
+
+class OverBudgetError(TransferError):
+    """More would have to come than was agreed to."""
 
 
 class StoppedError(Exception):
