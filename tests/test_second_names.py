@@ -9,9 +9,11 @@ import shlex
 import subprocess
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from rich.filesize import decimal
 
 from tests.support.driving import HealthyStore, audit, host, private_proc, run
 from tests.support.notation import age
@@ -21,14 +23,16 @@ from tests.transfer.driven import Here as Driven
 from tests.unit.decide.seen import server
 from watcher.act import second_names
 from watcher.act.journal import Journal, locked
+from watcher.config import Settings
+from watcher.decide import modes, usage
 from watcher.decide import second_names as decided
-from watcher.decide import usage
 from watcher.demo.registry import Manners, Registry
-from watcher.model import DAY, HOUR, MIB, Evidence, Rules, UseKind
+from watcher.model import DAY, HOUR, MIB, Evidence, Plan, Rules, UseKind
 from watcher.observe import place
 from watcher.observe.host import Host
-from watcher.reconcile import Report
+from watcher.reconcile import QUESTIONS, Reconciler, Report
 from watcher.state import folders, fs, registry_cache, sums, transfers
+from watcher.transfer.mending import Mender
 from watcher.transfer.values import Layer
 
 from .conftest import NOBODY, needs_root, open_parents
@@ -457,6 +461,29 @@ def test_without_sums_the_plan_names_the_reason_and_the_whole_layer(discarded: D
     assert done.returncode == 0, done.stdout + done.stderr
     assert here.blob.read_bytes() == here.content()
     assert here.served <= here.size + 1
+
+
+def test_a_plan_names_what_is_wrong_of_it_once_that_was_compared(discarded: Driven) -> None:
+    """Before the prompt it is, if the registry serves sums of its chunks."""
+    here, host = discarded, Host(str(discarded.path))
+    assert judge(here.path, here.digest)
+    with folders.opened_store(str(here.path)) as store:
+        registry_cache.keep(store, here.name, here.model.manifest, "", time.time())
+    settings = Settings(writers_visible=True)
+    host = replace(host, sums=Mender(host, settings).sums)
+    mode = modes.REPAIR._replace(fetch=True)
+    seen: list[int] = []
+
+    def questions(plan: Plan) -> Plan:
+        seen.append(plan.fetches)
+        return plan.filtered(lambda each: each.kind in QUESTIONS)
+
+    Reconciler(host, settings).reconcile(mode, approve=questions)
+    assert (seen[-1], here.served) == (CHUNK, 0)
+    done = run(here.path, "repair", "--yes", "--fetch", here.digest[:12])
+    assert done.returncode == 0, done.stdout
+    assert f"is right, {decimal(CHUNK)} fetched" in " ".join(done.stdout.split())
+    assert here.served == CHUNK + 1
 
 
 def begun_anew(here: Driven) -> None:

@@ -617,6 +617,7 @@ class Place(NamedTuple):
     blobs_broken: bool = False
     blobs_target: str = ""
     free_bytes: int = 0
+    reserve_bytes: int = 0  #: of these so many stay free of what is fetched
     free_inodes: int = 0
     read_only: bool = False
     writable: bool = True  #: names may be added and removed in it and in ``blobs``

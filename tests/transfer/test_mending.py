@@ -36,7 +36,7 @@ from watcher.model import (
 from watcher.observe.host import Host
 from watcher.reconcile import Reconciler, Report
 from watcher.service.scrub import Scrub
-from watcher.state import fs, sums, transfers
+from watcher.state import fs, sums
 from watcher.transfer.mending import Mender
 from watcher.transfer.questions import asking
 
@@ -161,6 +161,18 @@ def test_a_flipped_byte_costs_its_chunk(here: Here) -> None:
     assert [each["result"] for each in done] == ["done"]
     (aside,) = kept(here)
     assert aside.read_bytes() == damaged
+    check_right(here)
+
+
+def test_behind_a_symlink_it_costs_its_chunk_as_well(here: Here, tmp_path: Path) -> None:
+    """The right chunks are copied from where it leads, and the symlink goes to quarantine."""
+    here.blob.rename(tmp_path / "elsewhere")
+    here.blob.symlink_to(tmp_path / "elsewhere")
+    flip(here, 5 * CHUNK + 7)
+    verify(here)
+    document(here, *FETCH)
+    assert here.served == CHUNK + 1
+    assert kept(here)[0].is_symlink()
     check_right(here)
 
 
@@ -508,10 +520,11 @@ def test_a_layer_that_the_server_downloads_meanwhile_gets_its_name_later(here: H
 def test_a_disk_without_room_ends_it_with_the_next_step(
     here: Here, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All that the plan has seen as free belongs to the reserve."""
+    """What the plan has seen as free is used by the time that it is fetched."""
     flip(here, 3)
     verify(here)
-    monkeypatch.setattr(transfers, "reserve", lambda _: 1 << 60)
+    options = Mender._options
+    monkeypatch.setattr(Mender, "_options", lambda x: replace(options(x), reserve=1 << 60))
     (*_, failed) = repaired(here).outcomes
     assert (failed.action.kind, failed.result) == (ActionKind.FETCH_CHUNKS, Result.FAILED)
     assert "the disk is full" in failed.message

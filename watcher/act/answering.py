@@ -35,7 +35,7 @@ from watcher.observe import parts, place, scan
 from watcher.observe.host import Host
 from watcher.ollama import manifests, names, ranges
 from watcher.ollama.names import ModelName
-from watcher.state import folders, fs, state_folder, sums
+from watcher.state import folders, fs, state_folder, sums, transfers
 from watcher.state.sums import Chunk, Chunks
 
 _KEEP_SECONDS = 30.0  #: answers are written down this often, so that a kill loses little
@@ -272,16 +272,14 @@ def _prove(store: int, actions: Iterable[Action], host: Host) -> Iterator[Outcom
 
 
 def _proved(store: int, action: Action, host: Host) -> Outcome:
-    chunks, entry = _sums_of_registry(store, action, host), action.expects[0]
+    chunks, (entry,) = _sums_of_registry(store, action, host), action.expects
     is_blob, right, wrong = names.is_blob(entry.name), Ranges(), Ranges()
     if not chunks:
         return _unproven(action, "its registry serves no sums of its chunks: nothing was compared")
-    with (
-        folders.opened_blobs(store) as blobs,
-        fs.closing(fs.open_followed(entry.name, blobs)) as fd,
-    ):
+    with _opened(store, action) as (fd, folder, name):
         progress = _Progress(host)
-        written = action.doubts if is_blob else parts.segments(fd, entry.size)
+        is_measured = is_blob or name != entry.name
+        written = action.doubts if is_measured else parts.segments(fd, entry.size)
         for chunk in chunks:
             piece = ((chunk.start, chunk.end),)
             if ranges.difference(piece, written):
@@ -291,7 +289,7 @@ def _proved(store: int, action: Action, host: Host) -> Outcome:
                 right = ranges.union(right, piece)
             elif not ranges.difference(piece, action.doubts):
                 wrong = ranges.union(wrong, piece)
-        if not _is_as_it_was(fd, blobs, entry):
+        if not _is_as_it_was(fd, folder, entry._replace(name=name)):
             return Outcome(action, Result.REFUSED, "it has changed meanwhile")
     if wrong and not right:
         return _unproven(action, "no chunk matches its sum, which may be that of other data")
@@ -303,9 +301,23 @@ def _proved(store: int, action: Action, host: Host) -> Outcome:
     return Outcome(action, Result.DONE, found, sha256=sha256, wrong=wrong, right=right)
 
 
+@contextlib.contextmanager
+def _opened(store: int, action: Action) -> Iterator[tuple[int, int, str]]:
+    """The file of an action: its descriptor, its folder's, and its name there."""
+    (entry,) = action.expects
+    with contextlib.ExitStack() as held:
+        folder, name = held.enter_context(folders.opened_blobs(store)), entry.name
+        if "/" in name:  # of a transfer of ours
+            ours = held.enter_context(state_folder.opened(store))
+            folder = held.enter_context(transfers.opened(ours, action.subject))
+            name = transfers.DATA
+        yield held.enter_context(fs.closing(fs.open_followed(name, folder))), folder, name
+
+
 def _unproven(action: Action, why: str) -> Outcome:
-    """A damaged blob is as damaged without sums; a download was to be proven."""
-    if names.is_blob(action.expects[0].name):
+    """What is damaged is as damaged without sums; a server's download was to be proven."""
+    name = action.expects[0].name
+    if names.is_blob(name) or "/" in name:
         return Outcome(action, Result.DONE, why)
     remedy = "pull it: at the end of the pull the hash of the whole decides"
     refusal = Refusal(RefusalKind.REGISTRY, action.subject, action.kind, why, remedy)

@@ -64,9 +64,10 @@ def fetched(
         left = odd.wanted - sum(map(ranges.size, sure))
         wrong = min(left, ranges.size(ranges.within(odd.wrong, 0, odd.wanted)))
         why = safety.store_forbids(evidence) or safety.pulled(odd.digest, diagnosed, evidence)
-        if why is None and odd.wanted - here > evidence.place.free_bytes:
-            free = decimal(evidence.place.free_bytes)
-            reason = f"it needs {decimal(odd.wanted - here)}, and the disk has only {free} free"
+        free = max(0, evidence.place.free_bytes - evidence.place.reserve_bytes)
+        if why is None and odd.wanted - here > free:
+            beside = f"{decimal(free)} free beside the reserve"
+            reason = f"it needs {decimal(odd.wanted - here)}, and the disk has only {beside}"
             uses, remedy = advice.watch(evidence, "df"), "free space, then run it again"
             why = safety.Why(RefusalKind.ROOM, reason, remedy, command=uses)
         if why is not None:

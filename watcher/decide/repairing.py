@@ -248,14 +248,25 @@ def questions_to_registries(
 
 
 def _damage_unmeasured(evidence: Evidence, rules: Rules) -> Iterator[Action]:
-    """How much of a damaged blob is wrong, where the registry's sums of its chunks may say that."""
+    """How much of what is damaged is wrong, where the registry's sums of its chunks may say that.
+
+    That is, of blobs, and of layers that a server has discarded.
+    """
     for odd in evidence.census.odd if rules.mode.fetch else ():
-        is_worth_it = odd.fault is model.BlobFault.CORRUPT and (odd.wanted or 0) >= sums.FROM
-        if is_worth_it and odd.content is not None and odd.models and not odd.wrong:
-            because, files = "to find out how much of it is wrong", (odd.content,)
-            action = Action(ActionKind.PROVE, odd.digest, because, files, models=odd.models)
-            length = odd.wanted or 0
-            yield action._replace(length=length, doubts=((0, length),))
+        if odd.fault is model.BlobFault.CORRUPT and not odd.wrong:
+            yield from _measure(odd.digest, odd.content, odd.wanted or 0, odd.models)
+    for each in evidence.downloads if rules.mode.fetch else ():
+        if each.discarded and each.proven is None:
+            yield from _measure(each.digest, each.data, each.total or 0, each.models)
+
+
+def _measure(
+    digest: str, content: model.Entry | None, length: int, models: tuple[str, ...]
+) -> Iterator[Action]:
+    if content is not None and models and length >= sums.FROM:
+        because = "to find out how much of it is wrong"
+        action = Action(ActionKind.PROVE, digest, because, (content,), models=models)
+        yield action._replace(length=length, doubts=((0, length),))
 
 
 def _damaged_and_unheard(evidence: Evidence, *, missing_too: bool) -> Iterator[model.OddBlob]:

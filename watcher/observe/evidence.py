@@ -305,6 +305,9 @@ class _Reader:
             faults = ("the server finished it, and removed it; its hash is not known",)
         record = self.around.memory.downloads.get(f"{self.digest}{OURS}")
         is_it = record and found.data and record.is_of(*found.data.identity, found.born_ns)
+        proven = self._proven(found.data)
+        doubted = arrived if kept.is_wrong else ranges.union(kept.taken, kept.mirrored)
+        sure = ranges.union(kept.proven, () if proven is None else proven.right)
         return self._base(
             record if is_it else None,
             found.born_ns,
@@ -322,9 +325,8 @@ class _Reader:
             discarded=kept.is_left and kept.is_wrong,
             may_be_right=is_unjudged and arrived == ((0, total),),
             is_refuted=kept.is_wrong,
-            doubted=ranges.difference(
-                arrived if kept.is_wrong else ranges.union(kept.taken, kept.mirrored), kept.proven
-            ),
+            doubted=ranges.difference(doubted, sure),
+            proven=proven,
         )
 
     def _base(
@@ -376,7 +378,7 @@ class _Reader:
             total, total_from = None, None
             faults = (*faults, "more bytes than any layer has")
         why_not = self.asked.why if self.asked is not None else ""
-        trust, proven = self._trust(read, faults, total), self._proven()
+        trust, proven = self._trust(read, faults, total), self._proven(data)
         if proven is not None:
             trust = _as_proven(trust, proven, self.record.lost if self.record is not None else ())
         made = self._base(
@@ -396,9 +398,9 @@ class _Reader:
         refuted = made.is_wrong and made.trust.zeros_read and made.trust.trusted == ((0, total),)
         return replace(made, trust=made.trust._replace(trusted=())) if refuted else made
 
-    def _proven(self) -> model.Proven | None:
+    def _proven(self, data: Entry | None) -> model.Proven | None:
         """What comparing has shown of the data as it is."""
-        data, found = self.data, self.around.memory.proven.get(self.digest)
+        found = self.around.memory.proven.get(self.digest)
         if data is None or found is None:
             return None
         now = data.inode, data.size, bound_to(data), self.around.boot

@@ -14,7 +14,7 @@ from watcher.observe import processes, unit
 from watcher.observe.host import Host
 from watcher.ollama import names
 from watcher.ollama.environment import trimmed
-from watcher.state import folders, state_folder
+from watcher.state import folders, state_folder, transfers
 from watcher.system import advice
 
 SERVICE_STORE = "/usr/share/ollama/.ollama/models"
@@ -224,6 +224,7 @@ def describe(host: Host, store: int) -> Place:
         blobs_broken=blobs.linked if behind is None else not stat.S_ISDIR(behind.st_mode),
         blobs_target=os.readlink("blobs", dir_fd=store) if blobs.linked else "",
         free_bytes=room.f_bavail * room.f_frsize,
+        reserve_bytes=transfers.reserve(room),
         free_inodes=room.f_favail,
         read_only=bool(room.f_flag & os.ST_RDONLY),
         writable=all(

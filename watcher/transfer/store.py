@@ -144,8 +144,8 @@ class Store:
             if partial.label:
                 with state_folder.opened_in(QUARANTINE, self._ours) as quarantine:
                     fd = fs.open_to_read(partial.label, quarantine)
-            else:
-                fd = fs.open_to_read(name, self._blobs)
+            else:  # of a blob what the server reads
+                fd = (fs.open_followed if partial.is_blob else fs.open_to_read)(name, self._blobs)
         except OSError:
             return
         try:

@@ -89,16 +89,21 @@ def test_a_service_purges_what_is_old_or_too_much_the_oldest_first() -> None:
     assert purged(changed(service, clean=False), old) == []
 
 
-@pytest.mark.parametrize(("free", "refused"), [(59, True), (60, False)])
-def test_without_room_for_it_nothing_is_fetched(free: int, refused: bool) -> None:
+@pytest.mark.parametrize(
+    ("free", "reserve", "refused"), [(59, 0, True), (60, 0, False), (99, 40, True)]
+)
+def test_without_room_for_it_nothing_is_fetched(free: int, reserve: int, refused: bool) -> None:
     odd = OddBlob(D, BlobFault.MISSING, 60, None, ("llama3:latest",), registry=60, asked=True)
-    seen = evidence(place=Place("/models", "--store", free_bytes=free))
+    seen = evidence(place=Place("/models", "--store", free_bytes=free, reserve_bytes=reserve))
     seen = seen._replace(census=BlobCensus(odd=(odd,)))
     made = plan.make((), seen, rules(fetch=True))
     assert [each.kind for each in made.actions] == ([] if refused else [ActionKind.FETCH_CHUNKS])
     for refusal in made.refusals:
         assert (refusal.kind, refusal.action) == (RefusalKind.ROOM, ActionKind.FETCH_CHUNKS)
-        assert refusal.why == "it needs 60 bytes, and the disk has only 59 bytes free"
+        assert (
+            refusal.why
+            == "it needs 60 bytes, and the disk has only 59 bytes free beside the reserve"
+        )
         assert refusal.remedy.startswith("free space")
         assert refusal.command.endswith("--store /models df")
     assert len(made.refusals) == refused
