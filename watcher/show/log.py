@@ -22,19 +22,20 @@ def printer(*, color: bool) -> Callable[[Event], str]:
 
     def render(line: Event) -> str:
         nonlocal day
-        at = instant(line.at).astimezone()
-        before, day = day, f"{at:%Y-%m-%d}"
+        at = instant(line.at).astimezone().isoformat(" ", "seconds")
+        before, day, moment = day, at[:10], at[11:19]
         heading = "" if day == before else text.render([Line(day, style="bold")], color=color)
         kind = f"{_plain(line.event_type):<{_TYPE_WIDTH}}"
         style = _STYLE[_TONES.get(line.event_type, Tone.PLAIN)]
         message = text.short_digests(f"{_plain(line.message)}{_speed(line.details)}")
-        indent = len("00:00:00") + 2 + len(kind) + 2
-        if message.isascii() and len(message) <= columns - indent:  # as most are
+        indent = len(moment) + 2 + len(kind) + 2
+        if message.isascii() and kind.isascii():  # as most are: a log may have a million lines
             shown = text.styled(kind, style) if color else kind
-            return f"{heading}{f'{at:%H:%M:%S}  {shown}  {message}'.rstrip()}\n"
-        label = (Span(f"{at:%H:%M:%S}  "), Span(kind, style), Span("  "))
-        rows = Line(message, indent, label=label)
-        return heading + text.render([rows], color=color, columns=columns)
+            rows = f"\n{' ' * indent}".join(text.wrapped(message, columns - indent))
+            return f"{heading}{f'{moment}  {shown}  {rows}'.rstrip()}\n"
+        label = (Span(f"{moment}  "), Span(kind, style), Span("  "))
+        paragraph = Line(message, indent, label=label)
+        return heading + text.render([paragraph], color=color, columns=columns)
 
     return render
 
@@ -57,12 +58,13 @@ def losses(resets: int, stalls: int, lost: int) -> list[str]:
 
 
 def _speed(details: Mapping[str, object]) -> str:
+    if _PACE.isdisjoint(details):
+        return ""
+
     def number(key: str) -> float:
         value = details.get(key)
         return value if isinstance(value, int | float) and value > 0 else 0
 
-    if _PACE.isdisjoint(details):
-        return ""
     arrived, seconds = round(number("arrived_bytes")), number("seconds")
     words = [f"{size(arrived)} downloaded in {advice.duration(seconds)}"] if arrived else []
     if number("max_bytes_per_second"):

@@ -172,6 +172,8 @@ def _wrapped(spans: Iterable[Span], room: int) -> list[Row]:
     spans = [Span(short_digests(each.text.replace("\n", " ")), each.style) for each in spans]
     if _width(spans) <= room:
         return [spans]
+    if len(spans) == 1 and spans[0].text.isascii():
+        return [[Span(row, spans[0].style)] for row in wrapped(spans[0].text, room)]
     broken: list[Row] = [[]]
     used, gap = 0, Span("")
     for word in _words(spans):
@@ -186,6 +188,21 @@ def _wrapped(spans: Iterable[Span], room: int) -> list[Row]:
         used += cells(gap.text) + wide
         gap = Span("")
     return broken
+
+
+def wrapped(text: str, room: int) -> list[str]:
+    """The same rows of ASCII alone, which is most of what is shown."""
+    rows: list[str] = []
+    text, room = text.rstrip(" "), max(1, room)
+    while len(text) > room:
+        begin = len(text) - len(text.lstrip(" "))
+        at = text.rfind(" ", begin, room + 1)
+        at = at if at >= 0 else text.find(" ", max(begin, room))
+        if at < 0:
+            break
+        rows.append(text[:at].rstrip(" "))
+        text = text[at:].lstrip(" ")
+    return [*rows, text]
 
 
 def _words(spans: Iterable[Span]) -> Iterator[Row]:

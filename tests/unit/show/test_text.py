@@ -28,6 +28,16 @@ def lines(*parts: text.Part, columns: int) -> list[str]:
     return render(parts, color=False, columns=columns).splitlines()
 
 
+@pytest.mark.parametrize(
+    "words", ["", "a", " a b", "  a bbbb  ccccccccccc d ", "aaaaaaaaaa b", "a bb   ccc", "   "]
+)
+def test_a_paragraph_is_broken_alike_whatever_its_styles_are(words: str) -> None:
+    for columns in range(-2, len(words) + 2):
+        whole = lines(Line(words), columns=columns)
+        for at in (at for at in range(len(words)) if words[max(0, at - 1) : at + 1] != "  "):
+            assert lines(Line((Span(words[:at]), Span(words[at:]))), columns=columns) == whole
+
+
 @pytest.mark.parametrize("columns", WIDTHS)
 @pytest.mark.parametrize("indent", [0, 11])
 def test_lines_fit_and_no_name_is_broken(columns: int, indent: int) -> None:
