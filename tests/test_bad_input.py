@@ -805,9 +805,10 @@ def test_a_beginning_that_several_digests_have_is_an_error(run: Run, models: Sto
 @pytest.mark.parametrize("words", [["audit"], ["--json", "audit"], ["clean", "-n"], ["--help"]])
 @pytest.mark.parametrize("full", [True, False])
 def test_a_reader_that_has_gone_and_a_full_disk(
-    run: Run, models: Store, words: list[str], full: bool
+    run: Run, models: Store, words: list[str], full: bool, slow: bool
 ) -> None:
-    for healthy in (True, False):
+    """Over a healthy store the one, over a broken one the other; with `--slow` both over both."""
+    for healthy in (True, False) if slow else (full,):
         if not healthy:
             models.broken("0:1 -:1", aged="9d")
         with contextlib.ExitStack() as opened:

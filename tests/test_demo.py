@@ -9,12 +9,12 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import NOBODY, needs_root
+from tests.conftest import IS_ROOT, NOBODY, needs_root
 from tests.support.driving import environment
 from tests.support.servers import wait_until
 
@@ -37,13 +37,14 @@ STORY = [
 class Show:
     """A demo under way, in a process group of its own, with a TMPDIR of its own."""
 
-    def __init__(self, folder: Path, *words: str) -> None:
+    def __init__(self, folder: Path, command: Sequence[str]) -> None:
+        """`command`: of Python, with the words for its module."""
         self.folder = folder / "tmp"
-        self.folder.mkdir()
+        self.folder.mkdir(exist_ok=True)
         self.output = folder / "out"
         with self.output.open("wb") as out:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "watcher", "demo", *words],
+                command,
                 env=environment(folder / "demo") | {"TMPDIR": str(self.folder)},
                 stdin=subprocess.DEVNULL,
                 stdout=out,
@@ -83,25 +84,50 @@ def server_of(uid: int) -> Iterator[None]:
             server.kill()
 
 
-@pytest.fixture
-def own_server() -> Iterator[None]:
-    """A server of the user who runs the tests, beside all that they run."""
-    with server_of(os.geteuid()):
-        yield
+@contextlib.contextmanager
+def shown(folder: Path, command: Sequence[str]) -> Iterator[Show]:
+    made = Show(folder, command)
+    try:
+        yield made
+    finally:
+        if made.process.poll() is None:
+            os.killpg(made.process.pid, signal.SIGKILL)
+            made.process.wait()
 
 
 @pytest.fixture
 def show(tmp_path: Path) -> Iterator[Show]:
-    (tmp_path / "pictures").mkdir()
-    made = Show(tmp_path, "--svg", str(tmp_path / "pictures"))
-    yield made
-    if made.process.poll() is None:
-        os.killpg(made.process.pid, signal.SIGKILL)
-        made.process.wait()
+    """By the user who runs the tests."""
+    with shown(tmp_path, [sys.executable, "-m", "watcher", "demo"]) as made:
+        yield made
 
 
-@pytest.mark.usefixtures("own_server")
-def test_it_runs_its_story_and_leaves_nothing(show: Show, tmp_path: Path) -> None:
+def demo_of(request: pytest.FixtureRequest, uid: int, folder: Path, *words: str) -> list[str]:
+    """The command that runs it as a user; its temporary files are in the folder `tmp`."""
+    start = (
+        f"import os, sys; os.environ['TMPDIR'] = {str(folder / 'tmp')!r};"
+        "from watcher.cli import main; sys.exit(main(['demo', *sys.argv[1:]]))"
+    )
+    if not IS_ROOT:
+        return [sys.executable, "-c", start, *words]
+    as_user: Callable[..., list[str]] = request.getfixturevalue("as_user")
+    return as_user(["-c", start, *words], uid, uid)
+
+
+def test_it_runs_its_story_and_leaves_nothing(
+    request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    """By an ordinary user, beside a server of their own and, where tests run as root, root's."""
+    uid = NOBODY if IS_ROOT else os.geteuid()
+    for name in ("tmp", "pictures"):
+        (tmp_path / name).mkdir()
+        os.chown(tmp_path / name, uid, -1)
+    command = demo_of(request, uid, tmp_path, "--svg", str(tmp_path / "pictures"))
+    with server_of(uid), server_of(os.geteuid()), shown(tmp_path, command) as show:
+        _is_the_story(show, tmp_path)
+
+
+def _is_the_story(show: Show, tmp_path: Path) -> None:
     assert show.process.wait(120) == 0, show.told
     at = [show.told.find(words) for words in STORY]
     assert -1 not in at, show.told
@@ -123,28 +149,26 @@ ANOTHER_USER = pytest.mark.slow("the server of one more user, beside the same de
 ANOTHER_SCENE = pytest.mark.slow("an interrupt in one more scene of the same demo")
 
 
+@needs_root
 @pytest.mark.parametrize(
     ("by", "server"),
     [
-        (NOBODY, 0),
+        pytest.param(NOBODY, 0, marks=pytest.mark.slow("the story runs beside it, too")),
         pytest.param(NOBODY, OTHER, marks=ANOTHER_USER),
         pytest.param(0, 0, marks=pytest.mark.slow("the whole story runs beside one's own server")),
         pytest.param(0, OTHER, marks=ANOTHER_USER),
     ],
 )
 def test_it_runs_through_beside_anybody_s_server(
-    as_user: Callable[..., list[str]], tmp_path: Path, by: int, server: int
+    request: pytest.FixtureRequest, tmp_path: Path, by: int, server: int
 ) -> None:
     """Of a server whose environment can't be read nobody knows which store it has."""
     temporary = tmp_path / "tmp"
     temporary.mkdir()
     os.chown(temporary, by, by)
-    start = (
-        f"import os, sys; os.environ['TMPDIR'] = {str(temporary)!r};"
-        "from watcher.cli import main; sys.exit(main(['demo']))"
-    )
     with server_of(server):
-        done = subprocess.run(as_user(["-c", start], by, by), capture_output=True, timeout=120)
+        command = demo_of(request, by, tmp_path)
+        done = subprocess.run(command, capture_output=True, timeout=120)
     told = done.stdout.decode()
     assert done.returncode == 0, told + done.stderr.decode()
     assert [words for words in STORY if words not in told] == []

@@ -29,6 +29,9 @@ def said(done: Done, *codes: int) -> str:
     return text.decode()
 
 
+SAME_LOOK = pytest.mark.slow("another command looks in the same way")
+
+
 def at_most(number: int, limit: int) -> Callable[[], None]:
     return lambda: resource.setrlimit(limit, (number, number))
 
@@ -39,7 +42,13 @@ def full(models: Store) -> Store:
     return models
 
 
-@pytest.mark.parametrize("most", range(5, 14))
+BETWEEN = pytest.mark.slow("one more limit between two that are tried")
+
+
+@pytest.mark.parametrize(
+    "most",
+    [pytest.param(most, marks=BETWEEN if most in (6, 8, 10, 12) else ()) for most in range(5, 14)],
+)
 def test_too_few_descriptors(run: Run, full: Store, most: int) -> None:
     limit = at_most(most, resource.RLIMIT_NOFILE)
     done = run("--store", str(full.path), "audit", preexec_fn=limit)
@@ -57,7 +66,13 @@ def test_too_small_a_file_limit_is_no_failing_disk(run: Run, full: Store) -> Non
     assert "dmesg" not in told
 
 
-@pytest.mark.parametrize("megabytes", [25, 30, 35, 40, 50, 60])
+@pytest.mark.parametrize(
+    "megabytes",
+    [
+        pytest.param(each, marks=BETWEEN if each in (25, 35, 50) else ())
+        for each in (25, 30, 35, 40, 50, 60)
+    ],
+)
 def test_too_little_memory(run: Run, full: Store, megabytes: int) -> None:
     limit = at_most(megabytes << 20, resource.RLIMIT_AS)
     done = run("--store", str(full.path), "verify", preexec_fn=limit)
@@ -67,7 +82,15 @@ def test_too_little_memory(run: Run, full: Store, megabytes: int) -> None:
 
 
 @needs_root
-@pytest.mark.parametrize("command", ["audit", "clean", "repair", "status", "df", "verify"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        "audit",
+        "repair",
+        "status",
+        *(pytest.param(each, marks=SAME_LOOK) for each in ("clean", "df", "verify")),
+    ],
+)
 def test_a_machine_without_proc(full: Store, tmp_path: Path, command: str) -> None:
     words = [sys.executable, "-m", "watcher", "--store", str(full.path), command]
     script = [
@@ -98,9 +121,6 @@ def fails(
     if "PTRACE" in done.stderr.decode(errors="replace"):
         pytest.skip("strace may not trace")
     return done
-
-
-SAME_LOOK = pytest.mark.slow("another command looks in the same way")
 
 
 @needs_strace

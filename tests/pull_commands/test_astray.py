@@ -21,8 +21,21 @@ STATES = {
 }
 
 
-@pytest.mark.parametrize("verify", [False, True])
-@pytest.mark.parametrize("state", STATES)
+AND_VERIFIED = pytest.mark.slow("the same is said before what is pulled is verified")
+
+
+@pytest.mark.parametrize(
+    ("state", "verify"),
+    [
+        *((state, False) for state in STATES),
+        ("one further in", True),
+        *(
+            pytest.param(state, True, marks=AND_VERIFIED)
+            for state in STATES
+            if state != "one further in"
+        ),
+    ],
+)
 def test_pull_reports_misplaced_layers_with_the_command_that_moves_them(
     store: Path, registry: Registry, server: EngineServer, state: str, verify: bool
 ) -> None:
