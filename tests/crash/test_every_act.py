@@ -22,6 +22,7 @@ import pytest
 from tests.repair.scenes import seed_of
 from tests.support.driving import HealthyStore, is_right
 from tests.support.kills import Ended
+from tests.support.notation import age
 from tests.support.servers import EngineServer, collapsed
 from tests.support.transfers import folder
 from watcher.demo.registry import Layer as Content
@@ -29,7 +30,7 @@ from watcher.demo.registry import Model, Registry
 from watcher.model import MIB
 from watcher.ollama import sidecars
 
-from .acts import ACTS, LAYER, QUARANTINED, Act, Layer
+from .acts import ACTS, LAYER, QUARANTINED, QUIET, Act, Layer
 from .conftest import Driver
 from .test_every_call import assert_nothing_lost, inodes, places, shape
 
@@ -258,6 +259,31 @@ def test_broken_at_any_call_a_blob_has_its_damaged_file_or_the_right_one(
         (aside,) = (store.ours / "quarantine").iterdir()
         assert aside.read_bytes() == damaged, where
         shutil.rmtree(store.path)
+
+
+def test_killed_while_a_folder_in_a_blobs_place_is_put_aside_it_is_put_aside(
+    tmp_path: Path, driver: Driver, layer: Layer
+) -> None:
+    def laid_out(name: str) -> HealthyStore:
+        store = HealthyStore(tmp_path / name)
+        ACTS["quarantine"].lay_out(store, layer)
+        blob = store.blobs / f"sha256-{layer.digest}"
+        blob.unlink()
+        blob.mkdir()
+        age(blob, QUIET)
+        return store
+
+    order = ACTS["quarantine"].order
+    calls = driver.cycle(laid_out("reference"), **order).calls
+    renames = [at for at, call in enumerate(calls, 1) if re.match(r"rename .*sha256-", call)]
+    assert renames
+    for at in renames:
+        store, where = laid_out(f"killed{at}"), f"killed behind {at}, {calls[at - 1]!r}"
+        driver.cycle(store, **order, at=at + 1, how="kill")
+        assert driver.cycle(store, **order).code == 0, where
+        assert not list(store.ours.glob("intents/*")), where
+        (aside,) = (store.ours / "quarantine").iterdir()
+        assert aside.is_dir(), where
 
 
 def test_where_names_can_not_be_exchanged_a_kill_loses_neither_file(

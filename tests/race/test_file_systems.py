@@ -19,6 +19,7 @@ from tests.support.notation import age
 from tests.support.runs import one_look, one_run, rules
 from watcher import reconcile
 from watcher.act import second_names, transaction
+from watcher.decide import safety
 from watcher.model import ActionKind, RefusalKind, Result
 
 pytestmark = needs_root
@@ -215,6 +216,33 @@ def test_without_hard_links_nothing_is_done_beside_a_server(linkless: Path, tmp_
     assert refused.remedy
     assert store.tree() == before
     assert store.leftovers() == []
+
+
+def test_other_inodes_beside_a_server_are_no_change_where_files_get_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of FUSE once the kernel has dropped those that it knew; elsewhere a file was replaced."""
+    store = HealthyStore(tmp_path / "models")
+    digest = broken(store)
+    before = sorted(store.tree())
+    put_guard = transaction._put_guard
+
+    def dropped(*words: Any) -> None:
+        progress = store.partial(digest, 0)
+        shutil.copy2(progress, aside := store.path / "copy")
+        aside.replace(progress)
+        put_guard(*words)
+
+    monkeypatch.setattr(transaction, "_put_guard", dropped)
+    for is_loose, kind in (True, RefusalKind.SERVER_RUNS), (False, RefusalKind.CHANGED):
+        monkeypatch.setattr(safety, "is_loose", lambda _, is_so=is_loose: is_so)
+        with ollama_process(tmp_path) as pid:
+            report = one_run(host(store, proc_of(tmp_path, pid)), REPAIR)
+        (refused,) = [each.refusal for each in report.outcomes if each.refusal]
+        assert refused.kind is kind
+        assert ("another inode" in refused.why) == is_loose
+        assert sorted(store.tree()) == before
+        shutil.rmtree(tmp_path / "proc")
 
 
 def test_without_reliable_hard_links_a_finished_layer_gets_no_second_name(linkless: Path) -> None:

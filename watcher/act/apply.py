@@ -340,7 +340,7 @@ def _change(batch: list[Action], seen: Evidence) -> Change:
     first = batch[0]
     entries = tuple(entry for action in batch for entry in action.expects)
     in_parts = first.kind in IN_PARTS and not _is_transfer(first)
-    alone = safety.alone(seen)
+    alone, is_loose = safety.alone(seen), safety.is_loose(seen.place)
     return Change(
         kind=first.kind,
         expects=entries,
@@ -352,7 +352,8 @@ def _change(batch: list[Action], seen: Evidence) -> Change:
         wait_seconds=first.wait_seconds,
         blobs=seen.place.blobs,
         alone=alone,
-        loose=alone and safety.is_loose(seen.place),
+        loose=alone and is_loose,
+        unsure=is_loose and not alone,
     )
 
 

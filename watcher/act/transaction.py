@@ -52,6 +52,7 @@ class Change:
     blobs: tuple[int, int] = (0, 0)  #: device and inode of those that were looked at
     alone: bool = False  #: no process of Ollama's runs, and none can be unseen
     loose: bool = False  #: the file system gives a file that is moved, or read again, another inode
+    unsure: bool = False  #: it does, and somebody else may put other files there
 
 
 class Changed(NamedTuple):
@@ -98,8 +99,10 @@ def commit_all(host: Host, store: int, changes: Sequence[Change], confirm: Confi
     When `host.stops`, no further download is begun. What is raised leaves everything in its place.
     """
     with state_folder.made(store, intents.INTENTS), _store(host, store) as base:
-        if not _is_meant(base.blobs, changes[0].blobs, loose=changes[0].loose):
-            return [changed("blobs") for _ in changes]
+        try:
+            _check_meant(base.blobs, changes[0])
+        except ChangedError as error:
+            return [error] * len(changes)
         batch = _Batch(host, base, changes)
         try:
             batch.stage()
@@ -166,8 +169,7 @@ class _Batch:
         kept: dict[str, ChangedError] = {}
         for entry in change.takes:
             try:
-                if not _same(scan.look(entry.name, work.blobs), entry, loose=change.loose):
-                    raise changed(entry.name)
+                _check_same(scan.look(entry.name, work.blobs), entry, change)
                 _take(work, entry, change)
             except ChangedError as error:
                 kept[entry.name] = error
@@ -242,8 +244,7 @@ def _put_guard(work: _Work, change: Change) -> None:
         except FileExistsError:
             raise changed(guard) from None
         return
-    if not _same(scan.look(guard, work.blobs), expected, loose=change.loose):
-        raise changed(guard)
+    _check_same(scan.look(guard, work.blobs), expected, change)
     _keep_displaced(work, expected, alone=change.alone)
     fs.replace(intents.GUARD, work.here, guard, work.blobs)
 
@@ -292,9 +293,8 @@ def _check_unchanged(work: _Work, change: Change, there: Mapping[str, list[str]]
         raise changed(names.blob(change.digest))
     _check_guard(work)
     for name, entry in {} if is_given else expected.items():
-        found = scan.look(name, work.blobs)
-        if name != guard and not _same(found, entry, loose=change.loose):
-            raise changed(name)
+        if name != guard:
+            _check_same(scan.look(name, work.blobs), entry, change)
 
 
 def _check_guard(work: _Work) -> None:
@@ -324,8 +324,25 @@ def _take(work: _Work, entry: Entry, change: Change) -> None:
         fs.move(entry.name, work.blobs, entry.name, work.out, private=True)
     except FileNotFoundError:
         raise changed(entry.name) from None
-    if not _same(scan.look(entry.name, work.out), entry, loose=change.loose):
-        raise changed(entry.name)
+    _check_same(scan.look(entry.name, work.out), entry, change)
+
+
+def _check_same(found: Entry | None, expected: Entry, change: Change) -> None:
+    """Raise ChangedError where a file is not, or can't be known to be, the one planned on."""
+    if _same(found, expected, loose=change.loose):
+        return
+    if change.unsure and _same(found, expected, loose=True):
+        raise _loose("a file gets another inode here when it is read again")
+    raise changed(expected.name)
+
+
+def _check_meant(blobs: int, change: Change) -> None:
+    """The same of the folder that the files are in."""
+    if _is_meant(blobs, change.blobs, loose=change.loose):
+        return
+    if change.unsure and _is_meant(blobs, change.blobs, loose=True):
+        raise _loose("a folder gets another inode here when it is read again")
+    raise changed("blobs")
 
 
 def _same(found: Entry | None, expected: Entry, *, loose: bool) -> bool:
@@ -623,8 +640,7 @@ def put_in_place(host: Host, store: int, folder: int, change: Change, confirm: C
     """
     name = names.blob(change.digest)
     with state_folder.made(store, intents.INTENTS), _store(host, store) as base:
-        if not _is_meant(base.blobs, change.blobs, loose=change.loose):
-            raise changed("blobs")
+        _check_meant(base.blobs, change)
         for error in confirm(change.expects).values():
             raise error
         if not change.expects:
@@ -633,7 +649,7 @@ def put_in_place(host: Host, store: int, folder: int, change: Change, confirm: C
             fs.sync(base.blobs)
             return
         (entry,) = change.expects
-        check_same(name, base.blobs, entry, loose=change.loose)
+        _check_same(scan.look(name, base.blobs), entry, change)
         _check_free(host, entry)
         if change.takes:
             _exchange(host, base.blobs, folder, change)
@@ -656,7 +672,7 @@ def _exchange(host: Host, blobs: int, folder: int, change: Change) -> None:
     with _changed_if(FileNotFoundError, name):
         fs.exchange(transfers.DATA, folder, name, blobs)
     try:
-        check_same(transfers.DATA, folder, entry, loose=change.loose)
+        _check_same(scan.look(transfers.DATA, folder), entry, change)
         _check_free(host, entry)
     except ChangedError:
         fs.exchange(transfers.DATA, folder, name, blobs)

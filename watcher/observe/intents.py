@@ -279,7 +279,7 @@ def _intent(value: Mapping[str, Any]) -> Intent:
         )
     except (KeyError, TypeError, ValueError, AttributeError):
         raise ForeignError(f"{NOTE} is not as any of ours is") from None
-    usual = {Kind.FILE, Kind.SYMLINK} if intent.kind in _DAMAGED else {Kind.FILE}
+    usual = frozenset(Kind) if intent.kind in _DAMAGED else {Kind.FILE}  # whatever lies there
     if any(each.kind not in usual for each in intent.files.values()):
         raise ForeignError("it is about what is no file")
     if intent.digest:
