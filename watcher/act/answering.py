@@ -177,7 +177,7 @@ def _hashed(store: int, blobs: int, action: Action, progress: _Progress) -> Outc
     try:
         fd = fs.open_followed(entry.name, blobs)
         with fs.closing(fd):
-            lost = _read(fd, entry, whole, progress)
+            lost = _read(fd, entry.size, whole, progress)
             if not _is_as_it_was(fd, blobs, entry):
                 return changed
             sha256 = UNREADABLE if lost else whole.hexdigest()
@@ -202,9 +202,17 @@ def _hashed(store: int, blobs: int, action: Action, progress: _Progress) -> Outc
     return Outcome(action, Result.DONE, message, sha256=sha256, wrong=wrong)
 
 
-def _read(fd: int, entry: Entry, whole: sums.Whole, progress: _Progress) -> Ranges:
+def hash_of(fd: int, size: int, host: Host) -> str | None:
+    """The SHA-256 of a file, `UNREADABLE` if the disk can't give all of it; None: no time."""
+    whole = sums.Whole(with_sums=False)
+    with contextlib.suppress(_StoppedError):
+        return UNREADABLE if _read(fd, size, whole, _Progress(host)) else whole.hexdigest()
+    return None
+
+
+def _read(fd: int, size: int, whole: sums.Whole, progress: _Progress) -> Ranges:
     """Hash all of a file; gives back what of it the disk can't, which is left out."""
-    at, buffer = 0, memoryview(bytearray(min(_READ, entry.size + 1)))
+    at, buffer = 0, memoryview(bytearray(min(_READ, size + 1)))
     lost, step = list[tuple[int, int]](), _SECTOR
     with contextlib.suppress(OSError):
         os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_SEQUENTIAL)
@@ -214,10 +222,10 @@ def _read(fd: int, entry: Entry, whole: sums.Whole, progress: _Progress) -> Rang
         try:
             count = os.preadv(fd, [buffer], at)
         except OSError as error:
-            if error.errno != errno.EIO or at >= entry.size:
+            if error.errno != errno.EIO or at >= size:
                 raise _ReadError(str(at)) from None
             # Neighbors are as bad, and a disk takes seconds for each: ever further steps.
-            lost.append((at, min(at + step, entry.size)))
+            lost.append((at, min(at + step, size)))
             at, step = lost[-1][1], min(2 * step, _READ)
             continue
         if not count:

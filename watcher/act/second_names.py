@@ -2,14 +2,13 @@
 
 import contextlib
 import errno
-import hashlib
-import os
 from collections.abc import Iterable
 from dataclasses import replace
 
+from watcher.act import answering
 from watcher.act.journal import Journal
 from watcher.decide import safety, second_names
-from watcher.model import MIB, Evidence
+from watcher.model import Evidence
 from watcher.observe import place, scan
 from watcher.observe.host import Host
 from watcher.ollama import names
@@ -45,48 +44,47 @@ def keep(host: Host, digests: Iterable[str]) -> str:
 def judge(host: Host, digest: str) -> bool:
     """Hash what a server has removed: it stays if it is wrong, and is said to be so.
 
-    Right bytes were removed for another reason, such as `ollama rm`, and go. Returns whether that
-    was found out. Raises OSError.
+    Right bytes were removed for another reason, such as `ollama rm`, and go. Where the server has
+    put another file in their place they are a transfer of ours from now on, since that may be
+    wrong. Returns whether that was found out. Raises OSError.
     """
     with (
         contextlib.suppress(FileNotFoundError),  # it has gone meanwhile
         folders.opened_store(host.store) as store,
         state_folder.opened(store) as ours,
         transfers.opened(ours, digest) as folder,
+        contextlib.ExitStack() as held,
     ):
         before = _state(folder)
-        with fs.closing(fs.open_to_read(transfers.DATA, folder, ours=True)) as fd:
-            found = _hashed(host, fd)
+        fd = held.enter_context(fs.closing(fs.open_to_read(transfers.DATA, folder, ours=True)))
+        found = answering.hash_of(fd, 0 if before is None else before[2], host)
         with contextlib.suppress(ValueError, fs.BusyError), fs.locked(transfers.LOCK, folder):
             if found is None or before is None or _state(folder) != before:
                 return False
             kept = transfers.kept(folder, digest, before[2])
-            if kept.is_left and found == digest.lower():
-                transfers.drop(ours, digest)
-            elif kept.is_left:
+            if kept.is_left and found != digest.lower():
                 told = transfers.encoded(digest, replace(kept, is_wrong=True))
                 fs.save(transfers.LEDGER, folder, told)
+            elif kept.is_left and _is_named(store, digest):
+                fs.sync_data(fd)
+                right = replace(kept, durable=kept.taken, taken=())
+                fs.save(transfers.LEDGER, folder, transfers.encoded(digest, right))
+            elif kept.is_left:
+                transfers.drop(ours, digest)
             return kept.is_left
     return False
+
+
+def _is_named(store: int, digest: str) -> bool:
+    """Whether a blob is there, such as another one by now."""
+    with folders.opened_blobs(store) as blobs:
+        return scan.look(names.blob(digest), blobs) is not None
 
 
 def _state(folder: int) -> tuple[int, int, int, int] | None:
     """Which file the data is, and what changes with its content."""
     found = scan.look(transfers.DATA, folder)
     return found and (*found.identity, found.size, found.ctime_ns)
-
-
-def _hashed(host: Host, fd: int) -> str | None:
-    """The SHA-256 of a file; None where the end comes first."""
-    hasher, at, buffer = hashlib.sha256(), 0, memoryview(bytearray(MIB))
-    while count := os.preadv(fd, [buffer], at):
-        if host.stops():
-            return None
-        hasher.update(buffer[:count])
-        with contextlib.suppress(OSError):
-            os.posix_fadvise(fd, at, count, os.POSIX_FADV_DONTNEED)
-        at += count
-    return hasher.hexdigest()
 
 
 def let_go(journal: Journal, known: Memory, seen: Evidence, *, clean: bool) -> Memory:
@@ -98,13 +96,13 @@ def let_go(journal: Journal, known: Memory, seen: Evidence, *, clean: bool) -> M
     gone = second_names.needless(seen, clean=clean)
     named = second_names.named(seen)
     begun = max((each.since for each in seen.servers), default=0.0)
-    orphaned: set[str] = set()
+    orphaned = set(second_names.rivals(seen))
     with contextlib.suppress(OSError), state_folder.opened(journal.store) as ours:
         is_low = transfers.is_low(ours)
         if is_low:
             # A pull of ours keeps its file so, too, while a server downloads the layer.
             gone |= {digest for digest in transfers.digests(ours) if _is_servers(ours, digest)}
-        orphaned = {digest for digest in gone & named if _made_before(begun, ours, digest)}
+        orphaned |= {digest for digest in gone & named if _made_before(begun, ours, digest)}
         if gone:
             with folders.opened_blobs(journal.store) as blobs:
                 found = (scan.look(names.blob(digest), blobs) for digest in gone)
