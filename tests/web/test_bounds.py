@@ -96,41 +96,42 @@ def test_what_takes_long_is_made_less_often(monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.fixture
 def port(models: HealthyStore, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
-    """A page that takes four clients, each for a second."""
-    monkeypatch.setattr(server, "_CONNECTION_SECONDS", 1.0)
-    monkeypatch.setattr(server, "_CLEAN_SECONDS", 0)
-    monkeypatch.setattr(server, "_MOST_CONNECTIONS", 6)  # two are waitress' own
+    """A page that takes four clients, and has patience with them."""
+    monkeypatch.setattr(server, "_MOST_CONNECTIONS", 4)
+    monkeypatch.setattr(server, "_IDLE_SECONDS", 3600)
     app = App(Looks(host(models), rules().settings))
     with socket.create_server(("127.0.0.1", 0)) as bound:
         made = server.made(app, bound)
         thread = threading.Thread(target=made.run)
         thread.start()
         yield bound.getsockname()[1]
-        made.trigger.pull_trigger(lambda: made.asyncore.close_all(made._map, ignore_all=True))
+
+        def end() -> None:
+            for each in [*made.active_channels.values()]:
+                each.handle_close()  # its thread may wait for it
+            made.asyncore.close_all(made._map, ignore_all=True)
+
+        made.trigger.pull_trigger(end)
         thread.join()
         made.task_dispatcher.shutdown()
 
 
-def test_who_sends_a_byte_now_and_then_makes_room(port: int) -> None:
-    """With waitress's own limits alone they would stay for as long as they like."""
+@pytest.mark.parametrize(
+    "said", [b"", b"GET /pa", REQUEST * 200], ids=["nothing", "half", "reads no answer"]
+)
+def test_who_is_slow_makes_room(port: int, said: bytes) -> None:
+    """With waitress's own limits alone they would keep the others waiting."""
     with contextlib.ExitStack() as opened:
-        slow = [
-            opened.enter_context(socket.create_connection(("127.0.0.1", port), timeout=120))
-            for _ in range(8)
-        ]
-        ended = threading.Event()
-        opened.callback(ended.set)
 
-        def trickle() -> None:
-            while not ended.wait(0.1):
-                for each in slow:
-                    with contextlib.suppress(OSError):
-                        each.send(b"G")
+        def connected() -> socket.socket:
+            client = opened.enter_context(socket.socket())
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
+            client.settimeout(120)
+            client.connect(("127.0.0.1", port))
+            return client
 
-        thread = threading.Thread(target=trickle)
-        thread.start()
-        client = opened.enter_context(socket.create_connection(("127.0.0.1", port), timeout=120))
+        for _ in range(8):
+            connected().sendall(said)
+        client = connected()
         client.sendall(REQUEST)
         assert client.recv(12) == b"HTTP/1.1 200"
-        ended.set()
-        thread.join()

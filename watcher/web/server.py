@@ -13,30 +13,30 @@ from typing import Any, NoReturn
 from watcher.system import stopping
 from watcher.web.app import App
 
-_THREADS = 4
-_MOST_CONNECTIONS = 64
-_CLEAN_SECONDS = 5  #: so often connections are looked through
+_MOST_CONNECTIONS = 64  #: each with a thread, so that none keeps another from its answer
 _IDLE_SECONDS = 15  #: a connection without a byte is closed
-#: Any other one, too, so that nobody holds it with a byte now and then; and one in the middle of an
-#: answer.
-_CONNECTION_SECONDS, _ANSWER_SECONDS = 60.0, 120.0
+_TURN_SECONDS = 5  #: so often that is looked for, at least
 _LONGEST_HEADER, _LONGEST_BODY = 16 * 1024, 1024
 _IN_MEMORY = 64 * 1024 * 1024  #: an answer up to so many bytes makes no temporary file
+_UNREAD = 64 * 1024  #: a client with so many bytes to read gets no further answer
 
 
 class _Bounded:
-    """Closes what waitress leaves open: connections that have lasted for long."""
+    """Closes what waitress leaves open: where there are too many, the oldest makes room.
+
+    Waitress lets new clients wait then; a few that send a byte now and then, or read nothing of
+    their answers, would keep all others out.
+    """
 
     def __init__(self, server: Any) -> None:
         self._server, self._close_idle = server, server.maintenance
 
     def __call__(self, now: float) -> None:
         self._close_idle(now)
-        for channel in self._server.active_channels.values():
-            is_answered = bool(channel.requests or channel.total_outbufs_len)
-            longest = _ANSWER_SECONDS if is_answered else _CONNECTION_SECONDS
-            if now - channel.creation_time > longest:
-                channel.will_close = True
+        for channel in [*self._server.active_channels.values()][:-_MOST_CONNECTIONS]:
+            channel.will_close = True
+            with suppress(OSError):  # the client may have ended it
+                channel.socket.shutdown(socket.SHUT_RDWR)
 
 
 def serve(app: App, listener: socket.socket, *, leashed: bool = False) -> None:
@@ -56,15 +56,16 @@ def made(app: App, listener: socket.socket) -> Any:
     server = create_server(
         app,
         sockets=[listener],
-        threads=_THREADS,
-        connection_limit=_MOST_CONNECTIONS,
+        threads=_MOST_CONNECTIONS,
+        connection_limit=2 * _MOST_CONNECTIONS,
         channel_timeout=_IDLE_SECONDS,
-        cleanup_interval=_CLEAN_SECONDS,
-        asyncore_loop_timeout=_CLEAN_SECONDS,
+        cleanup_interval=0,
+        asyncore_loop_timeout=_TURN_SECONDS,
         asyncore_use_poll=True,
         max_request_header_size=_LONGEST_HEADER,
         max_request_body_size=_LONGEST_BODY,
         outbuf_overflow=_IN_MEMORY,
+        outbuf_high_watermark=_UNREAD,
         clear_untrusted_proxy_headers=True,
         log_socket_errors=False,
         ident="",
