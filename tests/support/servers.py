@@ -50,14 +50,15 @@ def wait_until(condition: Callable[[], object], what: str, timeout: float = TIME
         time.sleep(0.005 if waited < 0.1 else 0.02)
 
 
-def quickest(seconds: Callable[[], float], limit: float) -> float:
-    """The shortest of what something takes in some tries; the first one below the limit is enough.
+def least(takes: Callable[[], float], limit: float) -> float:
+    """The least that something takes in some tries; the first one below the limit is enough.
 
-    A busy machine makes it long now and then; what waits takes its time in each try.
+    A busy machine makes it much now and then; what waits, or keeps what it should not, takes it in
+    each try.
     """
-    taken = [seconds()]
+    taken = [takes()]
     while taken[-1] >= limit and len(taken) < 20:
-        taken.append(seconds())
+        taken.append(takes())
     return min(taken)
 
 
