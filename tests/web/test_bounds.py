@@ -71,6 +71,9 @@ def test_a_look_that_hangs_keeps_nobody_waiting(
     before = lately.get()  # it has begun the next one, which hangs
     assert (before.tag, work.count) == ("1", 2)
     assert lately.get() is before
+    monkeypatch.setattr(looks, "_LATE_SECONDS", 0)
+    with pytest.raises(WatchError, match="takes long"):
+        lately.get()  # it may be otherwise by now
 
 
 def test_a_look_that_fails_is_said_and_tried_again(work: Work) -> None:

@@ -20,7 +20,7 @@ from tests.support.driving import OLD, HealthyStore
 from tests.support.pages import Page, served
 from tests.support.servers import wait_until
 
-from .conftest import HOSTILE
+from .conftest import HOSTILE, fill
 
 #: What differs from one look to the next.
 PASSING = {"time", "age_seconds", "quiet_seconds", "free_bytes", "free_inodes", "looked_at", "due"}
@@ -136,6 +136,8 @@ def test_requests_that_are_none_do_no_harm(page: Page) -> None:
     for raw in (
         b"GET / HTTP/1.0\r\n\r\n",
         b"GET / HTTP/1.1\r\nHost: localhost\r\nHost: evil.example\r\n\r\n",
+        b"GET http://evil.example/ HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        b"GET audit.json HTTP/1.1\r\nHost: localhost\r\n\r\n",
         b"GET / HTTP/1.1\r\nHost: localhost\r\nX: " + b"x" * 20_000 + b"\r\n\r\n",
         b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99999999\r\n\r\n",
         b"\0\0\r\n\r\n",
@@ -226,6 +228,34 @@ def test_a_store_that_is_gone_is_said_and_comes_back(tmp_path: Path) -> None:
         assert b'data-tone="bad"' in gone.body
         shutil.move(aside, store.path)
         wait_until(lambda: page.ask("/audit.json").status == 200, "the store")
+
+
+def test_what_was_not_seen_is_not_said_to_be_empty(tmp_path: Path) -> None:
+    """And it hides nothing else: each document fails alone."""
+    store = HealthyStore(tmp_path / "models")
+    fill(store)
+    shut = {
+        store.blobs: ("No unfinished downloads, as far as", "nothing, as far as", "Not inspected"),
+        store.ours / "quarantine": ("Not inspected: .ollama-watch/quarantine",),
+        store.ours / "logs": ("permission denied",),
+        store.ours / "queue.json": ("queue.json can&#x27;t be read: Permission denied. Run",),
+    }
+    for path in shut:
+        path.chmod(0)
+    with served(store.path) as page:
+        body = page.ask().body.decode()
+        answered = {
+            name: page.ask(f"/{name}").status
+            for name in ("status.json", "audit.json", "df.json", "queue.json", "log.jsonl")
+        }
+    for path in shut:
+        path.chmod(0o700)
+    for word in (each for words in shut.values() for each in words):
+        assert word in body
+    assert "empty" not in body
+    assert answered == dict.fromkeys(("status.json", "audit.json", "df.json"), 200) | dict.fromkeys(
+        ("queue.json", "log.jsonl"), 503
+    )
 
 
 def test_it_changes_nothing(tmp_path: Path) -> None:

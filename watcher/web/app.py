@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 _DOCUMENTS = {
     f"/{command}.json": (which, command, "application/json")
     for which, commands in (
-        ("now", ("status", "audit", "queue", "quarantine")),
+        ("now", ("status", "audit", "quarantine")),
+        ("queue", ("queue",)),
         ("space", ("df",)),
     )
     for command in commands
@@ -73,6 +74,9 @@ class App:
         if environ["REQUEST_METHOD"] not in ("GET", "HEAD"):
             allows = ("Allow", "GET, HEAD")
             return Answer("405 Method Not Allowed", b"read-only\n", headers=(allows,))
+        if not environ["REQUEST_URI"].startswith("/"):
+            # Such as a whole address, whose host is another one than the one looked at above.
+            return Answer("400 Bad Request", b"ask for a path\n")
         return None
 
     def _found(self, environ: "WSGIEnvironment") -> Answer:

@@ -14,7 +14,9 @@ from typing import Any, NamedTuple
 from watcher.config import Settings
 from watcher.decide import modes, usage
 from watcher.errors import WatchError, named
+from watcher.observe import place
 from watcher.observe.host import Host
+from watcher.pull import queue as queues
 from watcher.reconcile import Reconciler, Report
 from watcher.show import documents, queue, status
 from watcher.state import event_log, folders, json_file
@@ -25,6 +27,7 @@ Document = dict[str, Any]
 _PATIENCE_SECONDS = 2.0  #: so long a client waits for what is being made
 _REST = 4  #: after a look nothing is looked at for so many times as long as it took
 _LOOK_SECONDS, _SURVEY_SECONDS, _LOG_SECONDS = 0.7, 10.0, 0.7  #: and for at least so long
+_LATE_SECONDS = 60.0  #: a look that takes longer: what was before says nothing of the store now
 _PACE_SECONDS = 15.0  #: an older look says nothing about how fast bytes arrive now
 _EVENTS = 1000  #: so many of the last events are shown
 _LOG_FILES = 2  #: and they are looked for in so many of the last files
@@ -38,7 +41,7 @@ class Made(NamedTuple):
 
     tag: str
     printed: Mapping[str, bytes]
-    documents: Mapping[str, Document] = MappingProxyType({})
+    documents: Mapping[str, Any] = MappingProxyType({})
 
 
 class Lately:
@@ -65,7 +68,8 @@ class Lately:
                 self._changed.wait_for(lambda: not self._begun, max(0.0, left))
             if self._error is not None:
                 raise self._error
-            if self._made is None:
+            is_late = self._begun and time.monotonic() - self._begun > _LATE_SECONDS
+            if self._made is None or is_late:
                 raise WatchError("inspecting the store takes long", "the page tries it again")
             return self._made
 
@@ -96,7 +100,8 @@ class Looks:
         self._past: Report | None = None
         self._log = event_log.Log(host.store, last=_LOG_FILES)
         self._events: deque[bytes] = deque(maxlen=_EVENTS)
-        self.now = Lately(self._look, _LOOK_SECONDS)  #: status, audit, queue, quarantine
+        self.now = Lately(self._look, _LOOK_SECONDS)  #: status, audit, quarantine
+        self.queue = Lately(self._line, _LOOK_SECONDS)  #: queue
         self.space = Lately(self._survey, _SURVEY_SECONDS)  #: df
         self.events = Lately(self._read, _LOG_SECONDS)  #: lines of the log, the last ones
 
@@ -106,14 +111,17 @@ class Looks:
             past = None
         shown = status.Status(self._host, self._settings, past, apart=0)
         self._past = shown.report
-        with folders.opened_store(self._host.store) as store:
-            kept = queue.look(store, self._host.store, shown.queue)
         return _made(
             status=status.document(shown),
             audit=documents.audit(shown.report),
-            queue=queue.document(kept, self._host.store),
             quarantine=documents.quarantine(shown.report),
         )
+
+    def _line(self) -> Made:
+        path = self._host.store
+        with folders.opened_store(path) as store:
+            shown = queue.look(store, path, queues.FILE.read(store))
+        return _made(queue=queue.document(shown, path))
 
     def _survey(self) -> Made:
         report = Reconciler(self._host, self._settings).inspect(modes.SURVEY)
@@ -123,9 +131,12 @@ class Looks:
         return _made(df=documents.df(report, space, *uses))
 
     def _read(self) -> Made:
-        self._events.extend(each.line for each in self._log.read())
+        try:
+            self._events.extend(each.line for each in self._log.read())
+        except PermissionError:
+            raise place.no_permission(self._host.store) from None
         printed = b"".join(self._events)
-        return Made(f'"{hash(printed):x}"', {"log": printed})
+        return Made(f'"{hash(printed):x}"', {"log": printed}, {"log": printed})
 
 
 def _made(**found: Document) -> Made:

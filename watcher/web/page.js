@@ -6,6 +6,7 @@ const TURN_SECONDS = 0.8, SPACE_SECONDS = 10; // how often it asks
 const HISTORY_SECONDS = 600, LEAST_SECONDS = 60; // of rates, drawn at most and at least
 const APART_SECONDS = 2; // between two of their points
 const SHOWN = { downloads: 50, findings: 25, files: 10, uses: 15, events: 100 };
+const BESIDE = ["download_stale", "download_at_risk"]; // findings that their articles leave out
 const HERE = `${location.origin}${location.pathname}`; // without a password that the address may have
 const TONES = JSON.parse(document.body.dataset.tones);
 
@@ -106,6 +107,16 @@ function copier(command) {
     button.textContent = "Copied";
   });
   return [" ", button];
+}
+
+/** What ends a sentence about all of a store, if not all of it was seen. */
+function seen(unseen) {
+  return unseen.length ? ", as far as visible" : "";
+}
+
+function notInspected(unseen) {
+  const found = unseen.slice(0, SHOWN.findings);
+  return found.map(({ path, why }) => element("p", {}, `Not inspected: ${short(path)}: ${shown(why)}.`));
 }
 
 function list(items) {
@@ -351,10 +362,11 @@ function drawDownloads(status, audit, now) {
     return cards.get(key).root;
   });
   const notes = [], waiting = status.downloads.length - found.length;
-  if (!status.downloads.length) notes.push("No unfinished downloads.");
+  if (!status.downloads.length) notes.push(`No unfinished downloads${seen(status.unseen)}.`);
   if (found.length > roots.length) notes.push(`and ${count(found.length - roots.length, "more download")}`);
   if (waiting) notes.push(`${count(waiting, "complete layer")} of models that are not complete.`);
-  downloadNotes.replaceChildren(...notes.map((each) => element("p", {}, each)));
+  const lines = notes.map((each) => element("p", {}, each));
+  downloadNotes.replaceChildren(...lines, ...notInspected(status.unseen));
   const holder = place("downloads"), wanted = [...roots, downloadNotes];
   // What stays in its place keeps the focus and what is selected in it.
   if (wanted.length !== holder.children.length
@@ -363,7 +375,7 @@ function drawDownloads(status, audit, now) {
 
 // ---------------------------------------------------------------- the other sections
 
-function drawStart({ forecast, downloads }) {
+function drawStart({ forecast, downloads, unseen }) {
   if (forecast === null) return [element("p", {}, "Not known.")];
   const { deletes, later } = forecast, parts = [];
   const named = downloads.filter((each) => each.models.length);
@@ -385,8 +397,8 @@ function drawStart({ forecast, downloads }) {
     line.append(time(later[0].at), " on, ", left, ":");
     parts.push(line, ...filesOf(later.map((each) => each.path), models));
   }
-  if (!parts.length) parts.push(element("p", {}, "It deletes nothing."));
-  else parts.push(...forecast.why.slice(0, SHOWN.files).map((each) => sentence(`${each}.`)));
+  if (!parts.length) parts.push(element("p", {}, `It deletes nothing${seen(unseen)}.`));
+  parts.push(...forecast.why.slice(0, SHOWN.files).map((each) => sentence(`${each}.`)));
   return parts;
 }
 
@@ -405,20 +417,27 @@ function filesOf(paths, models) {
 
 /** What is not said with a download. */
 function drawFindings(findings) {
-  const others = findings.filter((each) => !each.kind.startsWith("download_"));
-  const shownOnes = others.filter((each) => each.severity !== "info");
-  const notices = others.length - shownOnes.length;
-  const parts = shownOnes.slice(0, SHOWN.findings).map((each) => sentence(`${each.message}.`, each.command));
-  const left = shownOnes.length - parts.length;
+  const others = findings.filter(({ kind }) => BESIDE.includes(kind) || !kind.startsWith("download_"));
+  if (!others.length) return [element("p", {}, "None.")];
+  const notices = others.filter((each) => each.severity === "info");
+  const parts = messages(others.filter((each) => each.severity !== "info"));
+  if (notices.length) parts.push(folded("findings", count(notices.length, "notice"), ...messages(notices)));
+  return parts;
+}
+
+function messages(findings) {
+  const parts = findings.slice(0, SHOWN.findings).map((each) => sentence(`${each.message}.`, each.command));
+  const left = findings.length - parts.length;
   if (left > 0) parts.push(element("p", {}, `and ${left.toLocaleString("en-US")} more`));
-  if (notices) parts.push(element("p", {}, `${count(notices, "notice")}.`));
-  return parts.length ? parts : [element("p", {}, "None.")];
+  return parts;
 }
 
 function around(status, audit) {
-  const servers = audit.servers.filter((each) => each.serves_this_store);
+  const servers = audit.servers.map(
+    (each) => `pid ${each.pid}${each.serves_this_store ? "" : " (possibly of this store)"}`,
+  );
   const words = [
-    `server: ${servers.map((each) => `pid ${each.pid}`).join(", ") || "not running"}`,
+    `server: ${servers.join(", ") || "not running"}`,
     `daemon: ${status.daemon ? `pid ${status.daemon.pid}` : "not running"}`,
   ];
   const { visibility, why } = audit.visibility;
@@ -439,8 +458,9 @@ function drawQueue(queue) {
   return [table(caption, ["#", "model", "state", "done by"], rows)];
 }
 
-function drawQuarantine({ kept }) {
-  if (!kept.length) return [element("p", {}, "The quarantine is empty.")];
+function drawQuarantine({ kept, unseen }) {
+  const notes = notInspected(unseen);
+  if (!kept.length) return notes.length ? notes : [element("p", {}, "The quarantine is empty.")];
   const rows = kept.slice(0, SHOWN.uses).map((each) => [
     shown(each.label),
     size(each.size_bytes),
@@ -448,7 +468,7 @@ function drawQuarantine({ kept }) {
   ]);
   const taken = size(kept.reduce((total, each) => total + each.size_bytes, 0));
   const heads = ["label", "size", "replaced by a valid blob"];
-  return [table(`${count(kept.length, "file")}, ${taken}`, heads, rows)];
+  return [...notes, table(`${count(kept.length, "file")}, ${taken}`, heads, rows)];
 }
 
 function drawSpace(df) {
@@ -467,9 +487,9 @@ function drawSpace(df) {
       element("td", { class: "size" }, size(bytes(each))),
     );
   });
-  const rest = uses.slice(SHOWN.uses);
+  const rest = uses.slice(SHOWN.uses), free = size(df.store.free_bytes);
   const parts = [
-    element("p", {}, `${size(df.total.allocated_bytes)} on disk, ${size(df.store.free_bytes)} free.`),
+    element("p", {}, `${size(df.total.allocated_bytes)} on disk${seen(df.unlisted)}, ${free} free.`),
     element("table", { class: "uses" }, element("tbody", {}, ...rows.slice(0, SHOWN.uses))),
   ];
   if (rest.length) {
@@ -566,7 +586,7 @@ function drawNow(status, audit) {
   drawDownloads(status, audit, now);
   const downloads = audit.downloads.map(({ digest, models }) => ({ digest, models }));
   changed("findings", audit.findings, drawFindings);
-  changed("start", { forecast: audit.forecast, downloads }, drawStart);
+  changed("start", { forecast: audit.forecast, downloads, unseen: status.unseen }, drawStart);
 }
 
 const drawn = new Map();
@@ -642,13 +662,13 @@ function section(sources, draw, failed) {
 function inPlace(id) {
   return (error) => {
     drawn.delete(id);
-    if (error instanceof Failure) place(id).replaceChildren(sentence(error.message, error.command));
+    if (error instanceof Failure) place(id).replaceChildren(sentence(`${error.message}.`, error.command));
   };
 }
 
 function noAnswer(error) {
-  const text = "No answer from ollama-watch: below is what was so before.";
-  say(error instanceof Failure ? error.message : text, error.command, "bad");
+  const text = error instanceof Failure ? error.message : "No answer from ollama-watch";
+  say(`${text}. Below is what was so before.`, error.command, "bad");
 }
 
 const sections = [

@@ -2,7 +2,7 @@
 
 import html
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
 from typing import Any
 
@@ -13,7 +13,7 @@ from watcher.ollama import names
 from watcher.show.text import count, part_of, short_digests, size
 from watcher.state import event_log
 from watcher.system import advice
-from watcher.web.looks import Document, Looks
+from watcher.web.looks import Document, Lately, Looks
 
 _DOWNLOADS, _FILES, _MOST = 50, 10, 25  #: so many are listed; the last one of all else
 #: Where something stands in the page.
@@ -21,6 +21,8 @@ _PLACES = (
     *("store", "asof", "around", "verdict", "downloads", "findings", "queue", "quarantine"),
     *("start", "space", "events"),
 )
+#: The findings on downloads that their articles leave out.
+_BESIDE = ("download_stale", "download_at_risk")
 #: How good the news is, by the worst finding.
 _TONES = {"error": "bad", "warning": "warning"}
 _EVENT_TONES = {
@@ -37,16 +39,19 @@ def of(looks: Looks) -> dict[str, str]:
     try:
         now = looks.now.get().documents
         shown |= _now(now["status"], now["audit"])
-        shown["queue"] = "".join(_queue(now["queue"]))
-        shown["quarantine"] = "".join(_quarantine(now["quarantine"]))
     except WatchError as error:
-        shown |= {"verdict": _sentence(error.message, error.command), "tone": "bad"}
-        return shown
-    try:
-        shown["space"] = "".join(_space(looks.space.get().documents["df"]))
-        shown["events"] = "".join(_events(looks.events.get().printed["log"]))
-    except WatchError as error:
-        shown["events"] = _sentence(error.message, error.command)
+        shown |= {"verdict": _failed(error), "tone": "bad"}
+    sections: tuple[tuple[str, Lately, str, Callable[[Any], Iterator[str]]], ...] = (
+        ("queue", looks.queue, "queue", _queue),
+        ("quarantine", looks.now, "quarantine", _quarantine),
+        ("space", looks.space, "df", _space),
+        ("events", looks.events, "log", _events),
+    )
+    for place, source, command, draw in sections:
+        try:
+            shown[place] = "".join(draw(source.get().documents[command]))
+        except WatchError as error:
+            shown[place] = _failed(error)
     return shown
 
 
@@ -61,14 +66,28 @@ def _now(status: Document, audit: Document) -> dict[str, str]:
         "tone": next((tone for worst, tone in _TONES.items() if worst in findings), "good"),
         "verdict": _sentence(verdict["text"], verdict["command"]),
         "downloads": "".join(_downloads(status, audit)),
-        "start": "".join(_start(audit["forecast"])),
+        "start": "".join(_start(audit["forecast"], _seen(status["unseen"]))),
     }
+
+
+def _seen(unseen: list[Any]) -> str:
+    """What ends a sentence about all of a store, if not all of it was seen."""
+    return ", as far as visible" if unseen else ""
+
+
+def _unseen(unseen: list[Document]) -> Iterator[str]:
+    for each in unseen[:_MOST]:
+        yield f"<p>Not inspected: {_name(each['path'])}: {_text(each['why'])}.</p>"
+    yield _more(len(unseen) - _MOST)
 
 
 def _around(status: Document, audit: Document) -> Iterator[str]:
     """What runs on the store, and what of it is not seen."""
-    pids = [each["pid"] for each in audit["servers"] if each["serves_this_store"]]
-    yield f"server: {', '.join(f'pid {pid}' for pid in pids) or 'not running'}"
+    servers = (
+        f"pid {each['pid']}{'' if each['serves_this_store'] else ' (possibly of this store)'}"
+        for each in audit["servers"]
+    )
+    yield f"server: {', '.join(servers) or 'not running'}"
     daemon = status["daemon"]
     yield "daemon: not running" if daemon is None else f"daemon: pid {daemon['pid']}"
     view = audit["visibility"]
@@ -78,20 +97,31 @@ def _around(status: Document, audit: Document) -> Iterator[str]:
 
 def _findings(findings: list[Document]) -> Iterator[str]:
     """What is not said with a download."""
-    others = [each for each in findings if not each["kind"].startswith("download_")]
-    shown = [each for each in others if each["severity"] != "info"]
-    notices = len(others) - len(shown)
-    for each in shown[:_MOST]:
+    others = [
+        each
+        for each in findings
+        if each["kind"] in _BESIDE or not each["kind"].startswith("download_")
+    ]
+    notices = [each for each in others if each["severity"] == "info"]
+    yield from _messages([each for each in others if each["severity"] != "info"])
+    if notices:
+        listed = "".join(_messages(notices))
+        yield f"<details><summary>{count(len(notices), 'notice')}</summary>{listed}</details>"
+    if not others:
+        yield "<p>None.</p>"
+
+
+def _messages(findings: list[Document]) -> Iterator[str]:
+    for each in findings[:_MOST]:
         yield _sentence(f"{each['message']}.", each["command"])
-    yield _more(len(shown) - _MOST)
-    if notices or not shown:
-        yield f"<p>{count(notices, 'notice')}.</p>" if notices else "<p>None.</p>"
+    yield _more(len(findings) - _MOST)
 
 
 def _downloads(status: Document, audit: Document) -> Iterator[str]:
     helps = {_key(each): each["advice"] for each in audit["downloads"]}
     if not status["downloads"]:
-        yield "<p>No unfinished downloads.</p>"
+        yield f"<p>No unfinished downloads{_seen(status['unseen'])}.</p>"
+    yield from _unseen(status["unseen"])
     for each in status["downloads"][:_DOWNLOADS]:
         total, present = each["total_bytes"], each["present_bytes"]
         words = [f"{part_of(present, total) if total else size(present)} on disk"]
@@ -113,8 +143,9 @@ def _key(download: Document) -> tuple[Any, ...]:
     return download["digest"], download["transfer"], download["ours"]
 
 
-def _start(forecast: Document | None) -> Iterator[str]:
+def _start(forecast: Document | None, seen: str) -> Iterator[str]:
     if forecast is None:
+        yield "<p>Not known.</p>"
         return
     if forecast["start_fails"]:
         yield "<p>The server can't start.</p>"
@@ -130,8 +161,8 @@ def _start(forecast: Document | None) -> Iterator[str]:
         freed = size(sum(each["bytes"] for each in later))
         yield f"<p>It deletes {_text(what)} ({_text(freed)}) from {_when(later[0]['at'])} on.</p>"
     if not (deletes or later or forecast["start_fails"] or forecast["pruning_off"]):
-        yield "<p>It deletes nothing.</p>"
-    if deletes or later:
+        yield f"<p>It deletes nothing{seen}.</p>"
+    if forecast["why"]:
         yield _list(map(_text, forecast["why"][:_FILES]))
 
 
@@ -140,7 +171,7 @@ def _space(df: Document) -> Iterator[str]:
     total, free = (
         size(each) for each in (df["total"]["allocated_bytes"], df["store"]["free_bytes"])
     )
-    yield f"<p>{_text(total)} on disk, {_text(free)} free.</p>"
+    yield f"<p>{_text(total)} on disk{_seen(df['unlisted'])}, {_text(free)} free.</p>"
     rows = (
         (_name(each["words"]), _size(each["sizes"]["allocated_bytes"])) for each in uses[:_MOST]
     )
@@ -181,8 +212,10 @@ def _queue(queue: Document) -> Iterator[str]:
 
 def _quarantine(quarantine: Document) -> Iterator[str]:
     kept = quarantine["kept"]
-    if not kept:
+    yield from _unseen(quarantine["unseen"])
+    if not (kept or quarantine["unseen"]):
         yield "<p>The quarantine is empty.</p>"
+    if not kept:
         return
     rows = (
         (
@@ -220,6 +253,10 @@ def _who(download: Document) -> str:
 def _sentence(text: str, command: str) -> str:
     run = f" Run: <code>{html.escape(command)}</code>" if command else ""
     return f"<p>{_text(text)}{run}</p>"
+
+
+def _failed(error: WatchError) -> str:
+    return _sentence(f"{error.message}.", error.command)
 
 
 def _when(at: str) -> str:
