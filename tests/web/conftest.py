@@ -14,6 +14,8 @@ from tests.support.pages import Page, served
 
 #: As a name of a file, of a process, of a label, and in a line of the log.
 HOSTILE = "<img src=x onerror=alert(1)>\"'&amp;"
+#: What turns the direction of text, and what ends a line: never shown as it is.
+CONTROLS = "\u202e\n"
 
 
 def fill(store: HealthyStore) -> None:
@@ -29,8 +31,8 @@ def fill(store: HealthyStore) -> None:
         folder.chmod(0o700)
     logs = store.ours / "logs"
     logs.mkdir(mode=0o755)
-    line: dict[str, Any] = dict.fromkeys(("model_name", "event_type", "message"), HOSTILE)
-    line |= {"timestamp": "2026-01-01T00:00:00.000Z", "details": {}}
+    line: dict[str, Any] = dict.fromkeys(("event_type", "message"), f"{HOSTILE}{CONTROLS}")
+    line |= {"model_name": HOSTILE, "timestamp": "2026-01-01T00:00:00.000Z", "details": {}}
     (logs / "events.jsonl").write_text(f"{json.dumps(line)}\n")
     driving.run(store.path, "queue", "add", "demo")
 

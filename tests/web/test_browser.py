@@ -16,8 +16,10 @@ from tests.support.browser import PROGRAM, Browser, Tab
 from tests.support.driving import HealthyStore
 from tests.support.pages import Page, served
 from watcher.demo.registry import Layer, Registry
+from watcher.show.text import size
+from watcher.system import advice
 
-from .conftest import HOSTILE
+from .conftest import CONTROLS, HOSTILE
 from .test_served import TOKEN
 
 pytestmark = pytest.mark.skipif(PROGRAM is None, reason="there is no chromium")
@@ -55,6 +57,14 @@ def test_names_are_text(tab: Tab) -> None:
     assert tab.value("document.querySelectorAll('img').length") == 0
     assert HOSTILE in tab.value("document.querySelector('#events').textContent")
     assert HOSTILE in tab.value("document.querySelector('#quarantine').textContent")
+    assert CONTROLS[0] not in tab.value("document.body.textContent")
+
+
+def test_it_writes_values_as_the_commands_do(tab: Tab) -> None:
+    seconds = [0, 1.4, 58, 58.3, 61, 3491, 3493, 5500, 86_400, 170_000, 200_000]
+    assert tab.value(f"{seconds}.map(duration)") == [*map(advice.duration, seconds)]
+    sizes = [0, 1, 999, 1000, 999_949, 999_951, 999_999, 123_456_789, 10**15]
+    assert tab.value(f"{sizes}.map(size)") == [*map(size, sizes)]
 
 
 def test_nothing_makes_markup_of_text(tab: Tab) -> None:

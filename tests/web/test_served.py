@@ -20,7 +20,7 @@ from tests.support.driving import OLD, HealthyStore
 from tests.support.pages import Page, served
 from tests.support.servers import wait_until
 
-from .conftest import HOSTILE, fill
+from .conftest import CONTROLS, HOSTILE, fill
 
 #: What differs from one look to the next.
 PASSING = {"time", "age_seconds", "quiet_seconds", "free_bytes", "free_inodes", "looked_at", "due"}
@@ -56,6 +56,7 @@ def test_names_from_the_store_are_text(page: Page) -> None:
     """`html.escape` left out of a piece of the summary fails here."""
     body = page.ask().body.decode()
     assert "<img" not in body
+    assert CONTROLS[0] not in body
     assert body.count(html.escape(HOSTILE)) >= 3  # a label, and an event's type and message
     assert HOSTILE in json.dumps(page.document("audit"), ensure_ascii=False).replace('\\"', '"')
 

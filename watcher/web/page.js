@@ -43,8 +43,8 @@ function count(number, what) {
 function duration(seconds) {
   const days = Math.round(seconds / 86400), hours = Math.round(seconds / 3600);
   if (days >= 2) return `${days} days`;
-  if (seconds >= 3500) return `${hours} h`;
-  return seconds >= 59 ? `${Math.round(seconds / 60)} min` : `${Math.max(0, Math.round(seconds))} s`;
+  if (seconds >= 0.97 * 3600) return `${hours} h`;
+  return seconds >= 0.97 * 60 ? `${Math.round(seconds / 60)} min` : `${Math.max(0, Math.round(seconds))} s`;
 }
 
 function countdown(seconds) {
@@ -270,7 +270,8 @@ function rateLine(history, now) {
     return [`${wide - from} ${y}`, `${wide - to} ${y}`];
   });
   const least = Math.min(...rates.map((each) => each.rate));
-  const label = `Rate over the last ${duration(wide)}: from ${size(Math.round(least))}/s`
+  const known = `in the last ${duration(rates[0].from)}`; // it begins with the page, or the log
+  const label = `Rate ${known}: from ${size(Math.round(least))}/s`
     + ` to ${size(Math.round(most))}/s`;
   return [
     drawing("rate", wide, high, label, element("path", { d: `M${points.join("L")}` })),
@@ -278,7 +279,7 @@ function rateLine(history, now) {
       "div",
       { class: "scale", "aria-hidden": "true" },
       element("span", {}, `${duration(wide)} ago`),
-      element("span", {}, `at most ${size(Math.round(most))}/s`),
+      element("span", {}, `at most ${size(Math.round(most))}/s ${known}`),
       element("span", {}, "now"),
     ),
   ];

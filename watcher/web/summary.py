@@ -59,7 +59,7 @@ def _now(status: Document, audit: Document) -> dict[str, str]:
     findings = {each["severity"] for each in audit["findings"]}
     verdict = audit["verdict"]
     return {
-        "store": _name(status["store"]),
+        "store": _text(status["store"]),
         "asof": _when(status["time"]),
         "around": _text("; ".join(_around(status, audit))),
         "findings": "".join(_findings(audit["findings"])),
@@ -77,7 +77,7 @@ def _seen(unseen: list[Any]) -> str:
 
 def _unseen(unseen: list[Document]) -> Iterator[str]:
     for each in unseen[:_MOST]:
-        yield f"<p>Not inspected: {_name(each['path'])}: {_text(each['why'])}.</p>"
+        yield f"<p>Not inspected: {_text(each['path'])}: {_text(each['why'])}.</p>"
     yield _more(len(unseen) - _MOST)
 
 
@@ -129,7 +129,7 @@ def _downloads(status: Document, audit: Document) -> Iterator[str]:
             words.append(f"at {size(each['per_second_bytes'])}/s")
         if each["left_seconds"] is not None:
             words.append(f"{advice.duration(each['left_seconds'])} left")
-        words += [f"written by {_plain(by['process'])} ({by['pid']})" for by in each["writers"]]
+        words += [f"written by {by['process']} ({by['pid']})" for by in each["writers"]]
         yield f"<article><h3>{_who(each)}</h3>"
         if total:
             yield f'<progress max="{total}" value="{present}">{present} of {total}</progress>'
@@ -154,7 +154,7 @@ def _start(forecast: Document | None, seen: str) -> Iterator[str]:
     deletes, later = forecast["deletes"], forecast["later"]
     if deletes:
         files = f"It deletes {count(len(deletes), 'file')}, freeing {size(forecast['bytes'])}:"
-        yield f"<p>{_text(files)}</p>{_list(map(_name, deletes[:_FILES]))}"
+        yield f"<p>{_text(files)}</p>{_list(map(_text, deletes[:_FILES]))}"
         yield _more(len(deletes) - _FILES)
     if later:
         what = count(len(later), "more file" if deletes else "file")
@@ -173,7 +173,7 @@ def _space(df: Document) -> Iterator[str]:
     )
     yield f"<p>{_text(total)} on disk{_seen(df['unlisted'])}, {_text(free)} free.</p>"
     rows = (
-        (_name(each["words"]), _size(each["sizes"]["allocated_bytes"])) for each in uses[:_MOST]
+        (_text(each["words"]), _size(each["sizes"]["allocated_bytes"])) for each in uses[:_MOST]
     )
     yield _table(("what", "on disk"), rows)
     yield _more(len(uses) - _MOST)
@@ -185,7 +185,7 @@ def _events(lines: bytes) -> Iterator[str]:
         yield "<p>No events.</p>"
         return
     yield _list(
-        f"{_when(event_log.rfc3339(each.at))} {_text(each.event_type)}: {_name(each.message)}"
+        f"{_when(event_log.rfc3339(each.at))} {_text(each.event_type)}: {_text(each.message)}"
         for each in reversed(found[-_MOST:])
     )
     yield _more(len(found) - _MOST)
@@ -200,7 +200,7 @@ def _queue(queue: Document) -> Iterator[str]:
     rows = (
         (
             str(each["position"]),
-            _name(each["model"]),
+            _text(each["model"]),
             _text(each["state"]),
             _when(each["done_by"]) if each["done_by"] else "",
         )
@@ -219,7 +219,7 @@ def _quarantine(quarantine: Document) -> Iterator[str]:
         return
     rows = (
         (
-            html.escape(_plain(each["label"])),
+            _whole(each["label"]),
             _size(each["size_bytes"]),
             "yes" if each["replaced"] else "no",
         )
@@ -233,25 +233,21 @@ def _quarantine(quarantine: Document) -> Iterator[str]:
 
 
 def _text(text: str) -> str:
-    return html.escape(short_digests(text))
+    return _whole(short_digests(text))
 
 
-def _plain(name: str) -> str:
-    """A name of a document, safe to show."""
-    return name if name.isprintable() else names.printable(names.from_exact(name))
-
-
-def _name(name: str) -> str:
-    return _text(_plain(name))
+def _whole(text: str) -> str:
+    """A text or a name of a document, safe to show, with digests in full."""
+    plain = text if text.isprintable() else names.printable(names.from_exact(text))
+    return html.escape(plain)
 
 
 def _who(download: Document) -> str:
-    models = ", ".join(map(_plain, download["models"]))
-    return _text(models or download["digest"].replace(":", "-"))
+    return _text(", ".join(download["models"]) or download["digest"].replace(":", "-"))
 
 
 def _sentence(text: str, command: str) -> str:
-    run = f" Run: <code>{html.escape(command)}</code>" if command else ""
+    run = f" Run: <code>{_whole(command)}</code>" if command else ""
     return f"<p>{_text(text)}{run}</p>"
 
 
