@@ -15,6 +15,7 @@ import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from tests.support.servers import EngineServer, RealServer, sidecar
 from watcher.state import sums
@@ -46,6 +47,19 @@ def _cleared(store: Path) -> None:
     shutil.rmtree(store, ignore_errors=True)
     for name in ("blobs", "manifests"):
         (store / name).mkdir(parents=True)
+
+
+@contextlib.contextmanager
+def _pulled(store: Path, size: int) -> Iterator[tuple[str, dict[str, Any]]]:
+    """A registry's URL and its model of one layer, which a pull of ours has brought to a store."""
+    _cleared(store)
+    with process("watcher.demo.registry", "--port", "0", until="http://") as (_, line):
+        url = line.strip()
+        order = {"name": store.name, "tag": "1b", "layers": [{"size": size}], "extras": False}
+        model = post(url, "/_control", {"model": order})["model"]
+        run(_words(store, model["name"]))
+        yield url, model
+    shutil.rmtree(store)
 
 
 # ---------------------------------------------------------------- a healthy pull
@@ -316,13 +330,8 @@ def flipped(setting: Setting) -> Iterator[Row]:
 def taken_over(setting: Setting) -> Iterator[Row]:
     """A wrong byte in what a server has left of a layer, with its registry's sums and without."""
     store, chunk, missing = setting.folder / "taken", 16 * _MIB, 40_000_000
-    _cleared(store)
-    with process("watcher.demo.registry", "--port", "0", until="http://") as (_, line):
-        url, ours = line.strip(), (*US, "--store", str(store))
-        layers = [{"size": _BAD}]
-        order = {"name": "taken", "tag": "1b", "layers": layers, "extras": False}
-        model = post(url, "/_control", {"model": order})["model"]
-        run(_words(store, model["name"]))
+    ours = (*US, "--store", str(store))
+    with _pulled(store, _BAD) as (url, model):
         blob = store / "blobs" / model["digests"][0].replace(":", "-")
         for sums_are, most, text in (
             ("complete", missing + chunk + _MIB, f"sums of chunks of {megabytes(chunk)}"),
@@ -340,7 +349,6 @@ def taken_over(setting: Setting) -> Iterator[Row]:
                 f"{megabytes(sent)}, in {seconds:.0f} s",
                 sent <= most,
             )
-    shutil.rmtree(store)
 
 
 def _left(blob: Path, missing: int) -> None:
@@ -398,13 +406,8 @@ def rate(setting: Setting) -> Iterator[Row]:
 def mending(setting: Setting) -> Iterator[Row]:
     """One flipped byte in a blob of 2 GiB whose chunks have sums of ours."""
     store = setting.folder / "mending"
-    _cleared(store)
-    with process("watcher.demo.registry", "--port", "0", until="http://") as (_, line):
-        url, ours = line.strip(), (*US, "--store", str(store))
-        layers = [{"size": _GIB2}]
-        order = {"name": "mending", "tag": "1b", "layers": layers, "extras": False}
-        model = post(url, "/_control", {"model": order})["model"]
-        run(_words(store, model["name"]))
+    ours = (*US, "--store", str(store))
+    with _pulled(store, _GIB2) as (url, model):
         blob = store / "blobs" / model["digests"][0].replace(":", "-")
         with blob.open("r+b") as file:
             (byte,) = os.pread(file.fileno(), 1, _GIB2 // 2)
@@ -420,7 +423,6 @@ def mending(setting: Setting) -> Iterator[Row]:
             sent <= sums.CHUNK + _MIB,
         )
         run((*ours, "verify"))
-    shutil.rmtree(store)
 
 
 def discarded(setting: Setting) -> Iterator[Row]:
