@@ -94,7 +94,7 @@ def test_what_had_arrived_beside_a_damaged_ledger_is_not_said_of_its_data(here: 
     assert found.download.trust.trusted == here.trusted != ((0, size),)
 
 
-def test_it_is_one_event_that_begins_and_ends(here: Here) -> None:
+def test_taking_over_is_logged_as_one_act_that_begins_and_ends(here: Here) -> None:
     """Nobody has removed a download, and none was found."""
     one_run(here.host, rules(repair=False, clean=False))
     before = len(here.store.events())
@@ -108,7 +108,7 @@ def test_it_is_one_event_that_begins_and_ends(here: Here) -> None:
 # ---------------------------------------------------------------- when it may
 
 
-def test_who_reads_it_keeps_it_where_it_is(here: Here) -> None:
+def test_a_download_that_a_process_reads_is_not_taken_over(here: Here) -> None:
     with holding(here.data) as pid:
         visible = one_run(host(here.store), TAKE)
     assert [each.kind for each in visible.plan.refusals] == [RefusalKind.HELD]
@@ -116,7 +116,7 @@ def test_who_reads_it_keeps_it_where_it_is(here: Here) -> None:
     here.assert_untouched()
 
 
-def test_who_opens_it_meanwhile_keeps_it_where_it_is(here: Here) -> None:
+def test_a_download_that_a_process_opens_after_the_plan_is_not_taken_over(here: Here) -> None:
     with holding(here.data):
         (outcome,) = one_run(
             here.host, TAKE, approve=lambda planned: _seen_from_here(here, planned)

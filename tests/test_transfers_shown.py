@@ -136,7 +136,7 @@ def test_after_another_start_only_what_is_durable_counts(
     assert here.seen().download.trust.present == DURABLE
 
 
-def test_nothing_of_a_server_applies_to_it(here: Here) -> None:
+def test_a_transfer_is_not_deleted_by_a_start_nor_repaired_nor_protected(here: Here) -> None:
     """No start deletes it, no repair is planned for it, and nothing protects it."""
     here.lay_out(aged=2 * DAY)
     report = here.look()
@@ -151,7 +151,7 @@ def test_nothing_of_a_server_applies_to_it(here: Here) -> None:
 
 
 @pytest.mark.parametrize("kind", ["manifest", "registry"])
-def test_its_model_is_known(here: Here, kind: str) -> None:
+def test_audit_names_the_model_of_a_transfer_by_manifest_or_registry(here: Here, kind: str) -> None:
     here.lay_out()
     if kind == "manifest":
         blob = here.store.blobs / f"sha256-{here.digest}"
@@ -183,7 +183,7 @@ def test_the_command_that_is_printed_goes_on_with_it(tmp_path: Path, registry: R
     assert 2_000_000 <= fetched <= 2_000_100, "and a byte for its address"
 
 
-def test_it_is_in_use_while_its_lock_is_held(here: Here) -> None:
+def test_a_transfer_is_in_use_while_its_lock_is_held(here: Here) -> None:
     with held(here.lay_out()):
         now = here.seen()
         assert (now.condition, now.stale) == (Condition.LIVE, False)
@@ -461,7 +461,9 @@ def test_it_is_not_removed_once_it_goes_on_again(here: Here) -> None:
     assert here.data.exists()
 
 
-def test_not_even_at_the_last_moment(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_transfer_that_went_on_after_the_plan_is_not_removed(
+    here: Here, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """After the last plan, before the lock: whoever went on has stopped again."""
     here.lay_out(aged=8 * DAY)
     real = transfers.held
@@ -599,7 +601,9 @@ def _nothing_believed(here: Here) -> RefusalKind:
 
 
 @pytest.mark.parametrize("why", [_a_partial, _a_finished_blob, _nothing_believed])
-def test_it_is_not_given_back(here: Here, why: Callable[[Here], RefusalKind]) -> None:
+def test_a_transfer_that_must_not_be_given_back_is_refused_and_unchanged(
+    here: Here, why: Callable[[Here], RefusalKind]
+) -> None:
     here.lay_out()
     kind = why(here)
     before = content(here.store.blobs), content(here.folder)
@@ -793,7 +797,7 @@ def test_a_hard_link_to_it_keeps_it_ours(here: Here, tmp_path: Path) -> None:
     assert here.data.exists()
 
 
-def test_who_only_reads_it_is_no_reason_to_wait(here: Here) -> None:
+def test_a_transfer_that_a_process_reads_is_given_back(here: Here) -> None:
     here.lay_out()
     with holding(here.data):
         (outcome,) = here.run(GIVE).outcomes

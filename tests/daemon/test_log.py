@@ -94,7 +94,7 @@ def test_an_unknown_model_is_reported_with_the_nearest_names(store: HealthyStore
     assert run(store.path, "log", "lama3", "--follow").returncode == 2
 
 
-def test_by_time_type_and_number(store: HealthyStore) -> None:
+def test_log_selects_events_by_time_type_and_number(store: HealthyStore) -> None:
     now = time.time()
     tell(
         store,

@@ -44,7 +44,7 @@ def port() -> int:
 
 
 @pytest.mark.parametrize("end", ["SIGTERM", "SIGKILL"])
-def test_it_comes_and_goes_with_the_daemon(store: HealthyStore, port: int, end: str) -> None:
+def test_the_page_comes_and_goes_with_the_daemon(store: HealthyStore, port: int, end: str) -> None:
     with Daemon(store.path, {"OLLAMA_WATCH_WEB_LISTEN": f"127.0.0.1:{port}"}) as daemon:
         wait_until(lambda: answers(port), "the page")
         pages = [each.pid for each in psutil.Process(daemon.pid).children(recursive=True)]

@@ -66,7 +66,7 @@ def test_each_alert_is_tested_when_it_fires_and_when_not() -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_its_commands_are_ours(page: Path) -> None:
+def test_commands_of_each_runbook_are_commands_of_ours(page: Path) -> None:
     text = page.read_text()
     lines = re.findall(r"^(?: {4,}|.*`)(?:sudo )?ollama-watch ([^`\n]+)", text, re.MULTILINE)
     assert lines or "systemctl " in text

@@ -190,7 +190,7 @@ def test_changing_manifest(registry: Registry, model: Model) -> None:
     assert [ask(registry, path).body for _ in range(3)] == [b"1", b"2", b"1"]
 
 
-def test_throttle(registry: Registry, model: Model) -> None:
+def test_a_throttled_registry_takes_its_time(registry: Registry, model: Model) -> None:
     registry.throttle(10_000_000)
     started = time.monotonic()
     assert ask(registry, data(model)).body == truth(registry, model)
@@ -198,7 +198,9 @@ def test_throttle(registry: Registry, model: Model) -> None:
 
 
 @pytest.mark.parametrize(("gate", "held"), [({"after": 5}, 15), ({"at": [7, 30, 40]}, 30)])
-def test_gate(gate: dict[str, Any], held: int, registry: Registry, model: Model) -> None:
+def test_a_held_layer_is_sent_up_to_its_gate_and_goes_on_when_released(
+    gate: dict[str, Any], held: int, registry: Registry, model: Model
+) -> None:
     digest = model.digests[0]
     registry.hold(digest, **gate)
     answers: list[Answer] = []

@@ -44,7 +44,9 @@ def check(store: Path, forecast: Forecast, before: set[str], *, failed: bool) ->
 
 
 @pytest.mark.parametrize("batch", range(BATCHES))
-def test_on_the_engine(batch: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_forecast_names_what_a_start_of_the_engine_deletes(
+    batch: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for seed in range(batch * STORES_IN_A_BATCH, (batch + 1) * STORES_IN_A_BATCH):
         store = tmp_path / str(seed)
         RandomStore(store, seed, time.time()).fill()
@@ -64,7 +66,7 @@ def test_on_the_engine(batch: int, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.skipif(not os.environ.get("OLLAMA_BIN"), reason="OLLAMA_BIN names no server")
 @pytest.mark.parametrize("batch", range(BATCHES))
-def test_on_the_real_server(batch: int, tmp_path: Path) -> None:
+def test_forecast_names_what_a_start_of_the_real_server_deletes(batch: int, tmp_path: Path) -> None:
     for seed in range(1000 + batch * STORES_IN_A_BATCH, 1000 + (batch + 1) * STORES_IN_A_BATCH):
         store = tmp_path / str(seed)
         RandomStore(store, seed, time.time()).fill()

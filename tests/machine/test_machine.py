@@ -20,7 +20,7 @@ STEPS = 14
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_all_is_well_in_the_end(seed: int, tmp_path: Path) -> None:
+def test_random_histories_end_with_right_models_and_nothing_lost(seed: int, tmp_path: Path) -> None:
     with Registry() as registry:
         Machine(tmp_path, EngineServer, registry, seed).run(STEPS)
     shutil.rmtree(tmp_path)
@@ -28,7 +28,7 @@ def test_all_is_well_in_the_end(seed: int, tmp_path: Path) -> None:
 
 @pytest.mark.skipif("OLLAMA_BIN" not in os.environ, reason="OLLAMA_BIN is not set")
 @pytest.mark.parametrize("seed", SEEDS)
-def test_the_same_with_a_real_server(seed: int, tmp_path: Path) -> None:
+def test_random_histories_of_a_real_server_end_with_right_models(seed: int, tmp_path: Path) -> None:
     with Registry() as registry:
         Machine(tmp_path, RealServer, registry, seed).run(STEPS)
     shutil.rmtree(tmp_path)

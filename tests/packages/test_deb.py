@@ -160,7 +160,7 @@ def test_the_linter_finds_nothing(package: Path) -> None:
 
 
 @pytest.mark.slow("it downloads all that the program needs")
-def test_it_says_what_it_needs(package: Path) -> None:
+def test_the_package_names_its_dependencies_version_and_maintainer(package: Path) -> None:
     depends = [each.partition(" ")[0] for each in field(package, "Depends").split(", ")]
     assert depends == ["python3", "python3", "python3-pycurl", "ca-certificates", "libc6"]
     assert field(package, "Version").endswith("-1")

@@ -93,7 +93,7 @@ def test_a_registry_that_stays_down(server: Server, registry: Registry) -> None:
     assert seen.end.cause is Cause.NO_NETWORK, told(seen)
 
 
-def test_no_such_model(server: Server, registry: Registry) -> None:
+def test_a_model_that_the_registry_lacks_ends_the_pull(server: Server, registry: Registry) -> None:
     server.start().wait_ready()
     seen = drive(site(server), f"http://{registry.host}/library/nothing:1b")
     assert seen.end.cause is Cause.NO_MODEL

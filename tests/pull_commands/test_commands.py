@@ -135,7 +135,9 @@ def test_quiet_prints_nothing_that_goes_well(pull: Pull, registry: Registry) -> 
 
 
 @pytest.mark.parametrize("color", [True, False])
-def test_on_a_terminal(store: Path, server: EngineServer, registry: Registry, color: bool) -> None:
+def test_a_pull_on_a_terminal_shows_stages_and_rising_percentages_in_80_columns(
+    store: Path, server: EngineServer, registry: Registry, color: bool
+) -> None:
     registry.throttle(8 * MB)
     words = ("pull", "--insecure", "--host", server.url, model(registry).name)
     with Terminal(store, *words, **({} if color else {"NO_COLOR": "1"})) as terminal:

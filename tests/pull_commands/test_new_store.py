@@ -14,7 +14,9 @@ from watcher.demo.registry import Layer, Registry
 
 
 @pytest.mark.parametrize("by", ["--store", "OLLAMA_MODELS"])
-def test_its_first_model_makes_it_a_store(store: Path, registry: Registry, by: str) -> None:
+def test_a_folder_becomes_a_store_with_its_first_pull(
+    store: Path, registry: Registry, by: str
+) -> None:
     model = registry.add_model("demo", "1b", [Layer(1_000_000)])
     is_option = by == "--store"
     words = ("--store", str(store)) if is_option else ()

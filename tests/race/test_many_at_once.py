@@ -62,7 +62,7 @@ def guards(store: HealthyStore) -> list[str]:
     return [path.name for path in store.blobs.iterdir() if not path.stat().st_size]
 
 
-def test_they_share_the_wait_and_the_looks(
+def test_many_repairs_share_one_wait_and_few_looks(
     store: HealthyStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OLLAMA_MODELS", str(store.path))

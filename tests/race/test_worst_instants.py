@@ -248,7 +248,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("acts", "meanwhile"), CASES)
-def test_at_worst_one_thing_fails_once(
+def test_whatever_a_server_does_between_two_calls_at_most_one_thing_fails(
     acts: str, meanwhile: str, kind: type[Server], tmp_path: Path
 ) -> None:
     with Registry() as registry:

@@ -93,7 +93,9 @@ def machine(tmp_path: Path) -> Machine:
 
 @pytest.mark.parametrize("known", [True, False])
 @pytest.mark.parametrize("ahead", [-DAY, DAY])
-def test_nothing_is_thrown_away_for_it(machine: Machine, ahead: float, known: bool) -> None:
+def test_a_clock_that_jumps_ahead_and_back_has_nothing_removed(
+    machine: Machine, ahead: float, known: bool
+) -> None:
     store = machine.store
     for text, aged in (("new", 0), ("young", HOUR), ("older", 5.5 * DAY)):
         store.download(text, aged=aged)
@@ -184,7 +186,7 @@ def test_the_age_of_what_was_there_before_a_jump_is_its_own(machine: Machine) ->
     ]
 
 
-def test_nothing_is_quiet_right_after_a_jump(machine: Machine) -> None:
+def test_a_download_is_not_quiet_right_after_the_clock_has_jumped(machine: Machine) -> None:
     digest = broken(machine.store)
     now = time.time()
     os.utime(machine.store.partial(digest), (now, now))

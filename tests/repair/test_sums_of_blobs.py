@@ -249,7 +249,7 @@ def test_without_the_library_nothing_is_made_and_all_else_works(
     assert not store.kept.exists()
 
 
-def test_they_go_with_the_blob(store: OneBlob) -> None:
+def test_sums_of_a_removed_blob_are_removed_by_the_next_clean_up(store: OneBlob) -> None:
     store.verify()
     one_run(Host(str(store.path)), rules(clean=True))
     assert store.kept.exists()

@@ -53,7 +53,7 @@ def test_a_name_that_it_removes_while_another_pull_goes_on_is_given_again(here: 
     assert here.blob.stat().st_nlink == 2
 
 
-def test_its_own_right_file_stays(here: Here) -> None:
+def test_a_right_blob_that_the_server_has_named_meanwhile_stays(here: Here) -> None:
     begun = Begun(here)
     begun.partial.write_bytes(here.content())
     begun.partial.rename(here.blob)

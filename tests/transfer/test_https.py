@@ -123,7 +123,7 @@ def test_an_unknown_authority_ends_it_before_anything_is_asked(
 
 
 @pytest.mark.parametrize("leads", ["realm", "data"])
-def test_nothing_leads_to_http(
+def test_a_reference_to_http_ends_the_pull_and_is_not_followed(
     tmp_path: Path, registry: Registry, secure: Secure, leads: str
 ) -> None:
     setattr(registry.manners, leads, f"http://127.0.0.1:{registry.port}")

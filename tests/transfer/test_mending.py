@@ -408,7 +408,9 @@ def test_no_more_is_fetched_than_was_said_whatever_chunks_the_registry_has(here:
     check_right(here)
 
 
-def test_without_sums_the_layer_comes_once(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_sums_a_damaged_layer_is_fetched_once_and_nothing_copied(
+    here: Here, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Nothing is copied of it before: all of that would be doubted, and fetched after all."""
     here.registry.manners = Manners()
     flip(here, 3)
@@ -422,7 +424,7 @@ def test_without_sums_the_layer_comes_once(here: Here, monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("has_sums", [True, False])
-def test_of_a_short_blob_its_end_is_fetched(here: Here, has_sums: bool) -> None:
+def test_a_blob_that_is_too_short_has_its_end_fetched(here: Here, has_sums: bool) -> None:
     if not has_sums:
         here.registry.manners = Manners()
     os.truncate(here.blob, SIZE - CHUNK - 5)

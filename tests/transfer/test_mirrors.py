@@ -52,7 +52,9 @@ def test_it_is_asked_first_and_brings_every_byte(here: Here, mirror: Mirror) -> 
 
 
 @pytest.mark.parametrize("plain", [True, False])
-def test_it_gets_no_credentials_of_the_registry(here: Here, mirror: Mirror, plain: bool) -> None:
+def test_a_mirror_gets_no_credentials_of_the_registry(
+    here: Here, mirror: Mirror, plain: bool
+) -> None:
     here.registry.manners = Manners(wants="bearer")
     mirror.manners = Manners(plain=plain)
     here.pull(mirrors=(mirror.url,))
@@ -61,7 +63,7 @@ def test_it_gets_no_credentials_of_the_registry(here: Here, mirror: Mirror, plai
     assert not any("authorization" in map(str.lower, headers) for _, headers in mirror.asked)
 
 
-def test_one_that_wants_credentials_is_left_alone(here: Here, mirror: Mirror) -> None:
+def test_a_mirror_that_wants_credentials_is_left_alone(here: Here, mirror: Mirror) -> None:
     mirror.manners = Manners(plain=True, wants="bearer")
     here.pull(mirrors=(mirror.url,))
     assert len(mirror.paths) == len({*mirror.paths}), "layers that are asked for at once, each once"
@@ -77,7 +79,7 @@ def test_one_that_nobody_answers_at_is_asked_once(here: Here) -> None:
     assert not here.waits()
 
 
-def test_it_gets_three_seconds_to_connect(
+def test_a_mirror_gets_three_seconds_to_connect(
     here: Here, mirror: Mirror, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[Request] = []
@@ -151,7 +153,7 @@ def test_one_that_is_silent_gives_the_rest_to_the_registry(here: Here, mirror: M
     assert "is no longer used: the connection was silent for 1 s" in here.notices()
 
 
-def test_one_that_lies_costs_its_own_bytes_once(here: Here, mirror: Mirror) -> None:
+def test_a_mirror_that_sends_wrong_bytes_costs_them_once(here: Here, mirror: Mirror) -> None:
     mirror.add_fault(Fault("flip", begin=2 * MIB, after=1000))
     here.pull(mirrors=(mirror.url,))
     assert "from mirrors must be downloaded again" in here.notices()

@@ -48,7 +48,7 @@ def test_a_silent_connection_gives_its_rest_to_another_one(here: Here) -> None:
     assert here.served == here.size + 1
 
 
-def test_no_answer_at_all_is_a_silence(here: Here) -> None:
+def test_a_registry_that_does_not_answer_is_asked_again_after_the_stall(here: Here) -> None:
     here.registry.add_fault(Fault("hang", begin=1, times=2))
     here.pull(with_options(stall=1.0))
     assert any("silent for 1 s" in each.reason for each in here.waits())
@@ -151,7 +151,7 @@ def test_a_registry_that_is_away_for_a_while_is_waited_for(here: Here) -> None:
     assert [each.attempt for each in here.waits()] == [1, 2]
 
 
-def test_for_ever_means_until_somebody_says_stop(here: Here) -> None:
+def test_a_transfer_without_a_limit_of_tries_goes_on_until_it_is_stopped(here: Here) -> None:
     here.registry.add_fault(Fault("reset", begin=1))
     with Background(here.transfer(with_options(tries=None))) as running:
         wait_for(lambda: max((each.attempt for each in here.waits()), default=0) > 10)
@@ -160,7 +160,7 @@ def test_for_ever_means_until_somebody_says_stop(here: Here) -> None:
     assert isinstance(running.error, transfer.StoppedError)
 
 
-def test_a_bad_line_as_a_whole(here: Here) -> None:
+def test_resets_errors_and_cut_answers_together_cost_two_percent_at_most(here: Here) -> None:
     here.registry.manners = Manners(lifetime=5)
     here.registry.add_fault(Fault("reset", after=900_000, times=10, begin=2 * MIB))
     here.registry.add_fault(Fault("page", status=500, times=3, begin=4 * MIB))

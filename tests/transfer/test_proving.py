@@ -112,7 +112,9 @@ def test_later_scans_do_not_believe_what_was_wrong_either(left: Here) -> None:
 
 
 @pytest.mark.parametrize("kind", ["", "short", "host"])
-def test_without_sums_nothing_is_claimed(left: Here, kind: str) -> None:
+def test_where_a_registry_serves_no_sums_prove_is_refused_and_claims_stay(
+    left: Here, kind: str
+) -> None:
     left.registry.manners = Manners(sums=kind, chunk=CHUNK)  # type: ignore[arg-type]
     flip(left, 3 * MIB)
     (told,) = [each for each in prove(left, code=3)["outcomes"] if each["verb"] == "prove"]

@@ -99,7 +99,9 @@ def test_a_layer_that_is_wrong_twice_is_not_fetched_again(
 
 
 @pytest.mark.usefixtures("store")
-def test_without_a_server(server: Server, registry: Registry) -> None:
+def test_a_pull_without_a_server_leaves_a_model_that_a_server_lists(
+    server: Server, registry: Registry
+) -> None:
     model = add(registry, server, SIZE)
     seen = drive(here(server), model)
     assert seen.end.cause is None
@@ -451,7 +453,7 @@ def test_without_room_for_a_copy_it_waits_until_it_may_be_renamed(
     assert "waiting for the server's download: attempt 1 of 8 in " in told
 
 
-def test_that_wait_can_be_stopped(
+def test_a_wait_to_take_over_can_be_stopped_and_changes_no_byte(
     server: Server, registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = add(registry, server, SIZE)
@@ -625,7 +627,7 @@ def test_nothing_that_it_has_hashed_is_hashed_again(server: Server, registry: Re
 
 
 @pytest.mark.usefixtures("store")
-def test_its_events_say_who(server: Server, registry: Registry) -> None:
+def test_events_of_a_pull_of_ours_name_the_transfer(server: Server, registry: Registry) -> None:
     model = add(registry, server, SIZE)
     drive(here(server), model)
     log = event_log.Log(str(server.store), event_log.ALL)

@@ -56,7 +56,7 @@ def test_a_pull_goes_on_where_the_others_can_not_be_counted(
 
 
 @pytest.mark.parametrize("then", [0, 1_000_000_000])
-def test_it_may_be_changed_while_it_runs(here: Here, then: int) -> None:
+def test_a_rate_that_is_changed_counts_for_the_transfer_under_way(here: Here, then: int) -> None:
     limit = Limit(1000)
     with Background(here.transfer(with_options(limit=limit))) as running:
         wait_for(lambda: here.served > 100_000)

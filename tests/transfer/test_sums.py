@@ -89,7 +89,7 @@ def test_a_flipped_byte_costs_its_chunk(here: Here) -> None:
     assert f"checksum mismatch in bytes {CHUNK:,} to {2 * CHUNK:,}" in here.notices()
 
 
-def test_one_answer_in_seven_flipped_arrives(here: Here) -> None:
+def test_a_layer_arrives_right_though_one_answer_in_seven_has_a_flipped_byte(here: Here) -> None:
     here.registry.add_fault(Fault("flip", begin=1, after=70_000, every=7))
     here.pull(with_options(sums_from=MIB, piece=MIB, tries=None))
     assert "downloading them again" in here.notices()

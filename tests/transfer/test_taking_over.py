@@ -38,7 +38,7 @@ def test_ranges_of_a_partial_are_not_fetched(here: Here) -> None:
     assert here.served == here.size - SIZE + 1
 
 
-def test_they_are_there_after_a_power_cut_too(here: Here) -> None:
+def test_bytes_that_were_taken_over_count_after_a_power_cut(here: Here) -> None:
     take(here, here.content())
     assert here.believed("another start") == TAKEN
 
@@ -126,7 +126,9 @@ def test_of_a_download_that_was_cut_meanwhile_what_is_there_is_taken(here: Here)
     assert here.served == here.size - (3 * MIB - 100) - (MIB - 1) + 1
 
 
-def test_it_is_copied_only_beside_the_reserve(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_servers_bytes_are_copied_once_there_is_room_beside_the_reserve(
+    here: Here, monkeypatch: pytest.MonkeyPatch
+) -> None:
     room = [MIB]
     monkeypatch.setattr(Store, "free", lambda _: room[0])
     with Background(here.transfer(partials=(partial_of(here, here.content()),))) as running:

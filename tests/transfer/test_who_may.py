@@ -78,7 +78,7 @@ def test_a_realm_that_wants_a_signature_gets_the_keys(here: Here, key: Path) -> 
     here.pull(key=str(key))
 
 
-def test_without_a_key_it_says_so(here: Here) -> None:
+def test_a_registry_that_wants_a_signature_is_refused_without_a_key(here: Here) -> None:
     here.registry.manners = Manners(wants="signed")
     with pytest.raises(transfer.TransferError, match="no key to sign with") as caught:
         here.fetch()

@@ -124,6 +124,6 @@ def test_a_negative_size_is_reported() -> None:
     assert not manifests.parse(manifest_bytes({A: 0})).faults
 
 
-def test_only_one_spelling_protects() -> None:
+def test_a_digest_protects_a_blob_only_as_sha256_with_a_colon() -> None:
     found, _ = manifests.parse(manifest_bytes({f"sha256:{A}": 1, f"sha256-{B}": 2}))
     assert found == {A: (1, True), B: (2, False)}

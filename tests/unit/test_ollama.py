@@ -81,7 +81,7 @@ def test_one_that_starts_has_its_port_open_and_is_silent(port: socket.socket) ->
 @pytest.mark.parametrize(
     "url", ["http://127.0.0.1:1", "http://[::1]:1", "http://nowhere.invalid:11434"]
 )
-def test_where_nobody_is(url: str) -> None:
+def test_an_address_where_nobody_listens_has_no_version(url: str) -> None:
     assert server.version(url) is None
 
 

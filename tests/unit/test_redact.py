@@ -33,7 +33,7 @@ def test_secrets_that_a_server_quotes_are_removed(text: str) -> None:
 
 
 @given(st.text(st.characters(codec="ascii", exclude_categories=["C"], exclude_characters=' "')))
-def test_whatever_is_in_a_password(odd: str) -> None:
+def test_a_password_of_any_characters_is_taken_out_of_texts(odd: str) -> None:
     for text in (f"see http://me:{odd}{SECRET}{odd}@host:1/x", f'"http://me:{SECRET} {odd}@host"'):
         assert SECRET not in without_secrets(text)
     assert SECRET not in without_credentials(f"see http://me:{odd}{SECRET}{odd}@host:1/x")

@@ -122,7 +122,7 @@ def port(models: HealthyStore, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]
 @pytest.mark.parametrize(
     "said", [b"", b"GET /pa", REQUEST * 200], ids=["nothing", "half", "reads no answer"]
 )
-def test_who_is_slow_makes_room(port: int, said: bytes) -> None:
+def test_slow_clients_are_closed_for_the_next_one(port: int, said: bytes) -> None:
     """With waitress's own limits alone they would keep the others waiting."""
     with contextlib.ExitStack() as opened:
 

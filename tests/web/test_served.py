@@ -259,7 +259,7 @@ def test_what_was_not_seen_is_not_said_to_be_empty(tmp_path: Path) -> None:
     )
 
 
-def test_it_changes_nothing(tmp_path: Path) -> None:
+def test_requests_of_every_path_leave_the_store_unchanged(tmp_path: Path) -> None:
     store = HealthyStore(tmp_path / "models")
     store.download("a", aged=OLD)
     before = store.tree()

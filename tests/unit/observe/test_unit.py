@@ -138,7 +138,7 @@ def test_a_unit_prepares_a_store_only_if_prepare_of_that_store_runs_before_its_s
     assert not read(root, "ExecStartPre=/usr/bin/ollama-watch audit").prepares("/m")
 
 
-def test_its_user_has_groups(root: Path) -> None:
+def test_groups_of_a_units_user_are_those_of_user_and_unit(root: Path) -> None:
     assert read(root, "User=ollama").ids() == (12, frozenset({34}))
     assert read(root, "User=ollama", "Group=render").ids() == (12, frozenset({99}))
     assert read(root, "User=ollama", "SupplementaryGroups=render 7").ids() == (

@@ -444,7 +444,9 @@ def test_a_value_that_can_not_be_is_damage(
 
 @pytest.mark.parametrize("change", [{"line": None}, {"done": 5}, {"line": [5]},
                                     {"schema": "ollama-watch/queue-file/2"}])  # fmt: skip
-def test_another_shape_is_damage(folder: int, place: Path, change: dict[str, Any]) -> None:
+def test_a_queue_file_of_another_shape_counts_as_empty(
+    folder: int, place: Path, change: dict[str, Any]
+) -> None:
     queue.FILE.change(folder, lambda _: rich())
     place.write_text(json.dumps({**json.loads(place.read_bytes()), **change}))
     assert not queue.FILE.read(folder).done

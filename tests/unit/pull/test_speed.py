@@ -83,7 +83,7 @@ def test_a_stall_that_our_end_ends_counts() -> None:
     assert meter.stalls == 1
 
 
-def test_all_of_it_as_details() -> None:
+def test_the_meter_gives_bytes_resets_stalls_and_rates_as_details() -> None:
     meter = Meter()
     assert meter.facts == {
         "arrived_bytes": 0, "lost_bytes": 0, "resets": 0, "stalls": 0, "seconds": 0,

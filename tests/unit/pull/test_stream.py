@@ -178,7 +178,7 @@ def test_half_a_line_is_the_servers_death(peer: Peer, whole: bool) -> None:
 @pytest.mark.parametrize(
     "raw", [b"", b"HTTP/1.1 200", b"SSH-2.0-OpenSSH\r\n", b"\0\xff" * 5000, HEAD + b"\r\n"]
 )
-def test_no_answer_that_makes_sense(peer: Peer, raw: bytes) -> None:
+def test_an_answer_that_makes_no_sense_gives_no_lines_and_a_reason(peer: Peer, raw: bytes) -> None:
     lines, why = read(peer.answer(raw))
     assert lines == []
     assert why

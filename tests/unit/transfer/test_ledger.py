@@ -139,7 +139,9 @@ def test_a_file_in_place_of_the_transfers_folder_is_named_by_its_path(kept: Kept
 
 
 @given(raw=st.binary(max_size=200))
-def test_no_bytes_make_it_fail(raw: bytes, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_a_ledger_of_any_bytes_claims_nothing_and_does_not_fail(
+    raw: bytes, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     kept = Kept(tmp_path_factory.mktemp("ledger"))
     kept.fill()
     (kept.folder / LEDGER).write_bytes(raw)

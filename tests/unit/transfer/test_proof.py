@@ -20,7 +20,7 @@ def proof(*arrived: tuple[int, int]) -> Proof:
     return Proof(CHUNKS, arrived)
 
 
-def test_without_sums_nothing_is_held_back() -> None:
+def test_a_layer_without_sums_has_no_chunk_to_be_checked() -> None:
     without = Proof((), ())
     assert without.front(30) == 30
     assert without.ready(((0, 30),)) is None

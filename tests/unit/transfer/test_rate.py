@@ -47,7 +47,7 @@ class Lines:
 
 @pytest.mark.parametrize("shares", [[1.0], [1 / 3] * 3, [0.75, 0.25]])
 @pytest.mark.parametrize("rate", [100_000, RATE, 200_000_000])
-def test_all_transfers_together_keep_it(rate: int, shares: list[float]) -> None:
+def test_all_transfers_together_keep_the_rate_and_share_it(rate: int, shares: list[float]) -> None:
     lines = Lines(Limit(rate), shares)
     lines.run(1.0)
     assert lines.run(11.0) == pytest.approx(10 * rate, rel=0.02)
@@ -55,7 +55,7 @@ def test_all_transfers_together_keep_it(rate: int, shares: list[float]) -> None:
         assert came == pytest.approx(11 * rate * share, rel=0.05, abs=8 * GIVEN)
 
 
-def test_it_is_kept_from_the_first_byte_on() -> None:
+def test_a_rate_is_kept_from_the_first_byte_on() -> None:
     assert Lines(Limit(RATE), [1.0]).run(1.0) <= 1.02 * RATE
 
 
