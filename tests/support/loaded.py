@@ -11,7 +11,7 @@ from typing import Any
 #: What only some looks load.
 _OTHERS = (
     *("rich.console", "rich.table", "pwd", "grp", "http.client", "concurrent.futures.thread"),
-    *("encodings.ascii", "encodings.idna"),
+    *("encodings.ascii", "encodings.idna", "psutil"),
 )
 
 

@@ -1,13 +1,17 @@
 """What is asked of a server by HTTP, and which hosts are this machine."""
 
+from __future__ import annotations
+
 import contextlib
 import queue
-import socket
 import threading
 from collections.abc import Callable
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import orjson
+
+if TYPE_CHECKING:
+    import socket
 
 _T = TypeVar("_T")
 
@@ -59,6 +63,8 @@ def within(seconds: float, ask: Callable[[list[socket.socket]], _T]) -> _T:
     try:
         answer = answers.get(timeout=seconds)
     except queue.Empty:
+        import socket
+
         for each in opened:
             with contextlib.suppress(OSError):
                 each.shutdown(socket.SHUT_RDWR)

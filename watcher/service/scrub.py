@@ -15,8 +15,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-import psutil
-
 from watcher import reconcile
 from watcher.config import Settings
 from watcher.decide import modes
@@ -75,6 +73,8 @@ class Scrub:
 
     def _scrub(self) -> None:
         # This thread, and those that it starts, have the lowest priority; a unit may deny either.
+        import psutil  # a daemon that hashes nothing does without its 2 MB
+
         thread = threading.get_native_id()
         with contextlib.suppress(OSError):
             os.setpriority(os.PRIO_PROCESS, thread, _LOWEST)

@@ -11,7 +11,6 @@ import errno
 import grp
 import importlib
 import os
-import pkgutil
 import pwd
 import re
 import sys
@@ -32,9 +31,9 @@ _AMBIENT, _AMBIENT_CLEAR_ALL = 47, 4
 _NO_GROUP = 65534  #: a group without rights
 #: What the standard library and ours load only where it is needed.
 _LOADED_LATE = (
-    *("_strptime", "concurrent.futures.thread", "http.client", "linecache", "ssl", "stringprep"),
-    *("encodings.ascii", "encodings.idna", "encodings.latin_1", "subprocess", "traceback"),
-    *("urllib.request", "waitress.server"),
+    *("_strptime", "concurrent.futures.thread", "http.client", "linecache", "psutil", "ssl"),
+    *("encodings.ascii", "encodings.idna", "encodings.latin_1", "stringprep", "subprocess"),
+    *("traceback", "urllib.request", "waitress.server"),
 )
 #: Whose modules are loaded as a whole, and those of no use here; watchdog's prints at once what its
 #: library logs.
@@ -230,6 +229,8 @@ def _load_all(owner: Owner) -> None:
 
 
 def _modules() -> Iterator[str]:
+    import pkgutil
+
     for package in _PACKAGES:
         found = importlib.import_module(package).__path__
         for module in pkgutil.walk_packages(found, f"{package}.", onerror=lambda _: None):
