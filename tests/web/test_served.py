@@ -16,9 +16,11 @@ import pytest
 
 from tests.conftest import NOBODY, needs_root
 from tests.support import driving
-from tests.support.driving import OLD, HealthyStore
+from tests.support.driving import OLD, HealthyStore, host
 from tests.support.pages import Page, served
+from tests.support.runs import rules
 from tests.support.servers import wait_until
+from watcher.web.looks import Looks
 
 from .conftest import CONTROLS, HOSTILE, fill
 
@@ -43,6 +45,21 @@ def test_a_document_is_that_of_its_command(page: Page, store: HealthyStore, word
 
 def test_the_events_are_the_lines_of_the_log(page: Page, store: HealthyStore) -> None:
     assert page.ask("/log.jsonl").body.decode() == driving.run(store.path, "--json", "log").stdout
+
+
+def test_the_events_are_those_of_the_log_that_is_there(tmp_path: Path) -> None:
+    """Not those of one that was deleted, or cut, as well."""
+    store = HealthyStore(tmp_path / "models")
+    fill(store)
+    log = store.ours / "logs" / "events.jsonl"
+    line = log.read_bytes()
+    events = Looks(host(store), rules().settings)
+    for content in (line, line * 3, line * 2, None, line):
+        if content is None:
+            log.unlink()
+        else:
+            log.write_bytes(content)
+        assert events._read().printed["log"] == (content or b"")
 
 
 def test_what_is_the_same_is_not_sent_again(page: Page) -> None:

@@ -284,6 +284,7 @@ class Log:
         self._file: tuple[int, int] | None = None
         self._offset = 0
         self.damaged = 0  #: lines that could not be read so far
+        self.restarts = 0  #: so often it was read from the start, as what was read last is gone
 
     def read(self, *, to_the_end: bool = False) -> Iterator[Event]:
         """What has come since; a half line is left, or, `to_the_end`, damaged. PermissionError."""
@@ -296,6 +297,7 @@ class Log:
     def _read_files(self, folder: int, *, to_the_end: bool) -> Generator[Event, None, bool]:
         there = _in_order(self._log, folder, os.listdir(folder))
         left = [number for number, (_, file) in enumerate(there) if file == self._file]
+        self.restarts += self._file is not None and not left
         first = 0 if self._last is None else max(0, len(there) - self._last)
         for name, file in there[left[0] if left else first :]:
             try:
@@ -306,7 +308,9 @@ class Log:
                 status = os.fstat(fd)
                 if (status.st_dev, status.st_ino) != file:
                     return False
-                if file != self._file or self._offset > status.st_size:
+                is_cut = file == self._file and self._offset > status.st_size
+                self.restarts += is_cut
+                if file != self._file or is_cut:
                     self._file, self._offset = file, 0
                 stream.seek(self._offset)
                 yield from self._lines(stream)

@@ -131,10 +131,14 @@ class Looks:
         return _made(df=documents.df(report, space, *uses))
 
     def _read(self) -> Made:
+        restarts = self._log.restarts
         try:
-            self._events.extend(each.line for each in self._log.read())
+            lines = [each.line for each in self._log.read()]
         except PermissionError:
             raise place.no_permission(self._host.store) from None
+        if self._log.restarts != restarts:
+            self._events.clear()
+        self._events.extend(lines)
         printed = b"".join(self._events)
         return Made(f'"{hash(printed):x}"', {"log": printed}, {"log": printed})
 
