@@ -215,7 +215,9 @@ def test_a_planted_file_leads_nowhere(
 #: Runs command lines, each in a process of its own where nothing can be loaded any more once it has
 #: become another user. What is loaded for that takes longest: the first process has it already.
 NOTHING_MORE = """
-import json, os, sys
+import ast, json, os, sys
+from pathlib import Path
+import watcher
 from watcher import cli
 from watcher.system import privileges
 
@@ -231,6 +233,14 @@ privileges._can_load = lambda owner: False
 privileges.become = become
 privileges._load_all(privileges.Owner(0, 0))
 privileges._loaded.clear()
+for path in Path(watcher.__file__).parent.rglob("*.py"):
+    if "demo" not in path.parts:
+        for made in ast.walk(ast.parse(path.read_bytes())):
+            for each in ast.walk(made) if isinstance(made, ast.FunctionDef) else ():
+                names = [name.name for name in each.names] if isinstance(each, ast.Import) else []
+                names += [each.module] if isinstance(each, ast.ImportFrom) else []
+                for name in {*names} - {*sys.modules} - {"tomllib"}:  # read before
+                    sys.exit(f"{name} is loaded too late by {path}")
 for words in json.load(sys.stdin):
     print("#", *words, file=sys.stderr, flush=True)
     pid = os.fork()

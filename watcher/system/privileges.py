@@ -31,9 +31,10 @@ _AMBIENT, _AMBIENT_CLEAR_ALL = 47, 4
 _NO_GROUP = 65534  #: a group without rights
 #: What the standard library and ours load only where it is needed.
 _LOADED_LATE = (
-    *("_strptime", "concurrent.futures.thread", "http.client", "linecache", "psutil", "ssl"),
-    *("encodings.ascii", "encodings.idna", "encodings.latin_1", "stringprep", "subprocess"),
-    *("traceback", "urllib.request", "waitress.server"),
+    *("_strptime", "certifi", "concurrent.futures.thread", "http.client", "linecache", "psutil"),
+    *("cryptography.hazmat.primitives.asymmetric.ed25519", "encodings.ascii", "encodings.idna"),
+    *("encodings.latin_1", "ssl", "stringprep", "subprocess", "traceback", "urllib.request"),
+    "waitress.server",
 )
 #: Whose modules are loaded as a whole, and those of no use here; watchdog's prints at once what its
 #: library logs.
