@@ -6,6 +6,7 @@ import base64
 import html
 import json
 import os
+import re
 import shutil
 import socket
 from concurrent.futures import ThreadPoolExecutor
@@ -89,6 +90,7 @@ def test_the_page_says_all_without_a_script(page: Page) -> None:
         "demo",
     ):
         assert words in body
+    assert re.search(r" free, at <time datetime=", body)  # another look than that above
     assert "style=" not in body
     assert " on" not in {each[:3] for each in body.split("<")}
     assert body.count("<script") == 1

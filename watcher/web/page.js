@@ -489,8 +489,9 @@ function drawSpace(df) {
     );
   });
   const rest = uses.slice(SHOWN.uses), free = size(df.store.free_bytes);
+  const on = `${size(df.total.allocated_bytes)} on disk${seen(df.unlisted)}, ${free} free, at `;
   const parts = [
-    element("p", {}, `${size(df.total.allocated_bytes)} on disk${seen(df.unlisted)}, ${free} free.`),
+    element("p", {}, on, time(df.time, clock(df.time, true)), "."),
     element("table", { class: "uses" }, element("tbody", {}, ...rows.slice(0, SHOWN.uses))),
   ];
   if (rest.length) {

@@ -171,7 +171,8 @@ def _space(df: Document) -> Iterator[str]:
     total, free = (
         size(each) for each in (df["total"]["allocated_bytes"], df["store"]["free_bytes"])
     )
-    yield f"<p>{_text(total)} on disk{_seen(df['unlisted'])}, {_text(free)} free.</p>"
+    at = _when(df["time"])
+    yield f"<p>{_text(total)} on disk{_seen(df['unlisted'])}, {_text(free)} free, at {at}.</p>"
     rows = (
         (_text(each["words"]), _size(each["sizes"]["allocated_bytes"])) for each in uses[:_MOST]
     )
