@@ -23,6 +23,12 @@ SERVERS = [
 ]
 
 
+@pytest.fixture
+def tmp_path(in_memory: Path) -> Path:
+    """Layers of 120 MB; the file system plays no part here."""
+    return in_memory
+
+
 @pytest.fixture(autouse=True)
 def _soon_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """Between tries only as long as it takes to see that there is a pause."""

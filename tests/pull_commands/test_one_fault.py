@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Set
 from pathlib import Path
 from typing import Any
 
@@ -78,11 +79,28 @@ def looks(slow: bool, request: pytest.FixtureRequest) -> list[str]:
     return every if slow else [every[sum(map(ord, request.node.name)) % len(every)]]
 
 
-def every(kinds: dict[str, Any]) -> Any:
-    return [pytest.param(each, id=name) for name, each in kinds.items()]
+#: Read in the same way as one that stands beside it.
+ALIKE = {
+    "most negative",
+    "beyond",
+    "infinite",
+    "true",
+    "a list",
+    "no record",
+    "deep layers",
+    "half",
+}
+SAME_KIND = pytest.mark.slow("another value of a kind that stands beside it")
 
 
-@pytest.mark.parametrize("bad", every(ABSURD | RAW), indirect=True)
+def every(kinds: dict[str, Any], alike: Set[str] = frozenset()) -> Any:
+    return [
+        pytest.param(each, id=name, marks=SAME_KIND if name in alike else ())
+        for name, each in kinds.items()
+    ]
+
+
+@pytest.mark.parametrize("bad", every(ABSURD | RAW, ALIKE), indirect=True)
 def test_a_manifest_that_makes_no_sense(
     store: Path, server: EngineServer, registry: Registry, bad: str, looks: list[str]
 ) -> None:
