@@ -233,7 +233,8 @@ class Process:
         *,
         mirrors: tuple[str, ...] = (),
     ) -> None:
-        changed = {name: getattr(options, name) for name in values.Options.__slots__}
+        names_of = set(values.Options.__slots__) - {"budget"}
+        changed = {name: getattr(options, name) for name in names_of}
         changed["limit"] = options.limit.per_second
         order = {
             "store": str(here.path),
