@@ -19,7 +19,7 @@ from watcher.observe.host import Host
 from watcher.pull import queue as queues
 from watcher.reconcile import Reconciler, Report
 from watcher.show import documents, queue, status
-from watcher.state import event_log, folders, json_file
+from watcher.state import event_log, json_file
 from watcher.system.worker import Worker
 
 Document = dict[str, Any]
@@ -119,7 +119,7 @@ class Looks:
 
     def _line(self) -> Made:
         path = self._host.store
-        with folders.opened_store(path) as store:
+        with place.opened(path) as store:
             shown = queue.look(store, path, queues.FILE.read(store))
         return _made(queue=queue.document(shown, path))
 
