@@ -293,3 +293,9 @@ def test_requests_of_every_path_leave_the_store_unchanged(tmp_path: Path) -> Non
             page.ask(path)
     assert store.tree() == before
     assert not store.ours.exists()
+
+
+def test_a_signal_right_after_its_address_ends_it_in_order(models: HealthyStore) -> None:
+    """With the address printed before signals are handled, this ends by SIGTERM."""
+    with served(models.path):
+        pass

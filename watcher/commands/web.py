@@ -63,7 +63,6 @@ def web(
     with listener.bound(*address, "--listen") as bound:
         context.only_store("each needs a page of its own")
         (host,) = context.hosts()
-        context.note(f"http://{config.spelled(*bound.getsockname()[:2])}/ (Ctrl-C ends it)")
         serve(context, host, bound, token, leashed=leashed)
     return Exit.HEALTHY
 
@@ -75,7 +74,10 @@ def serve(
     from watcher.web import looks, server
     from watcher.web.app import App
 
-    server.serve(App(looks.Looks(host, context.settings), token), bound, leashed=leashed)
+    def ready() -> None:
+        context.note(f"http://{config.spelled(*bound.getsockname()[:2])}/ (Ctrl-C ends it)")
+
+    server.serve(App(looks.Looks(host, context.settings), token), bound, ready, leashed=leashed)
 
 
 def _check_remote(host: str, token: str, *, allowed: bool) -> None:

@@ -6,6 +6,7 @@ import signal
 import socket
 import sys
 import threading
+from collections.abc import Callable
 from contextlib import closing, suppress
 from types import FrameType
 from typing import Any, NoReturn
@@ -39,12 +40,22 @@ class _Bounded:
                 channel.socket.shutdown(socket.SHUT_RDWR)
 
 
-def serve(app: App, listener: socket.socket, *, leashed: bool = False) -> None:
-    """Answer until SIGINT or SIGTERM; `leashed`: or until stdin ends, which a daemon holds."""
+def serve(
+    app: App, listener: socket.socket, ready: Callable[[], None], *, leashed: bool = False
+) -> None:
+    """Answer until SIGINT or SIGTERM; `leashed`: or until stdin ends, which a daemon holds.
+
+    `ready` is called once each of them ends it in order.
+    """
     server = made(app, listener)
     if leashed:
         threading.Thread(target=_wait_for_the_end, name="leash", daemon=True).start()
-    with closing(server), stopping.handling({signal.SIGTERM: _end}):
+    with (
+        closing(server),
+        suppress(KeyboardInterrupt),
+        stopping.handling({signal.SIGTERM: _end}),
+    ):
+        ready()
         server.run()
 
 
