@@ -71,7 +71,7 @@ class Here:
 
     def publish(self, fetched: Fetched) -> None:
         with store.opened(str(self.path)) as opened:
-            published = opened.publish(fetched.verified, BOOT)
+            published = opened.publish(fetched.verified)
             assert not published.changed
             opened.place_manifest(self.name, fetched.manifest)
             opened.settle(published.named)

@@ -55,7 +55,7 @@ def main() -> None:
     with store.opened(path) as opened:
         while True:
             try:
-                published = opened.publish(fetched.verified, boot)
+                published = opened.publish(fetched.verified)
                 break
             except fs.BusyError:
                 time.sleep(0.05)

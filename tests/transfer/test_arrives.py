@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import shutil
 import stat
@@ -11,14 +12,17 @@ from pathlib import Path
 
 import pytest
 
+from watcher.config import Settings
 from watcher.demo.registry import Fault, Layer, Manners, Registry
 from watcher.model import MIB
+from watcher.observe.host import Host
 from watcher.state import fs
 from watcher.transfer import store
 from watcher.transfer import values as transfer
-from watcher.transfer.values import Cause
+from watcher.transfer.publication import Publication
+from watcher.transfer.values import Cause, StoppedError
 
-from .driven import BOOT, Background, Here, wait_for, with_options
+from .driven import Background, Here, wait_for, with_options
 
 
 def test_a_model_arrives_byte_for_byte(here: Here) -> None:
@@ -81,11 +85,24 @@ def test_a_model_of_many_small_layers_arrives(tmp_path: Path, registry: Registry
     here.pull()
 
 
+def test_somebody_who_stops_need_not_wait_for_the_names_of_many_layers(
+    tmp_path: Path, registry: Registry
+) -> None:
+    here = Here(tmp_path / "models", registry, 5000)
+    here.model = registry.add_model("demo", "1b", [Layer(1 + number) for number in range(20)])
+    fetched, looks = here.fetch(), itertools.count()
+    publication = Publication(Host(str(here.path)), Settings(), lambda: next(looks) >= 5)
+    with here.opened() as opened, pytest.raises(StoppedError):
+        list(publication.named(opened, fetched.verified))
+    assert len(list((here.path / "blobs").iterdir())) == 5
+    here.pull()
+
+
 def test_some_layers_are_fetched_without_their_manifest(here: Here) -> None:
     here.registry.remove_tag("library/demo", "1b")
     fetched = here.fetch(layers=(transfer.Layer(here.digest, here.size),))
     with here.opened() as opened:
-        named = opened.publish(fetched.verified, BOOT).named
+        named = opened.publish(fetched.verified).named
         assert opened.settle(named) == []
     assert here.blob.read_bytes() == here.content()
     assert "manifest" not in here.registry.stats()["requests"]
@@ -151,7 +168,7 @@ def test_a_layer_that_changed_since_it_was_hashed_gets_no_name(here: Here) -> No
     with data.open("r+b") as file:
         file.write(b"x")
     with store.opened(str(here.path)) as opened:
-        changed = opened.publish(fetched.verified, BOOT).changed
+        changed = opened.publish(fetched.verified).changed
     assert [each.layer.digest for each in changed] == [here.digest]
     assert not here.blob.exists()
 
@@ -299,7 +316,7 @@ def test_what_is_in_a_layers_way_is_named_by_its_path(here: Here) -> None:
     here.blob.symlink_to("nowhere")
     fetched = here.fetch()
     with here.opened() as opened, pytest.raises(FileExistsError) as caught:
-        opened.settle(opened.publish(fetched.verified, BOOT).named)
+        opened.settle(opened.publish(fetched.verified).named)
     assert caught.value.filename == f"blobs/{here.blob.name}"
 
 

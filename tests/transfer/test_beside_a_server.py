@@ -19,7 +19,7 @@ class Begun:
         self.partial = here.path / "blobs" / f"sha256-{here.digest}-partial"
         self.partial.write_bytes(b"begun")
         with here.opened() as opened:
-            self.published = opened.publish(self.fetched.verified, "this start")
+            self.published = opened.publish(self.fetched.verified)
             opened.place_manifest(here.name, self.fetched.manifest)
 
     def is_settled(self) -> bool:

@@ -40,7 +40,7 @@ def test_a_kill_costs_a_mib_for_each_connection(here: Here, seed: int, connectio
 
 def test_after_a_kill_between_names_and_manifest_nothing_is_fetched(here: Here) -> None:
     with here.opened() as opened:
-        assert not opened.publish(here.fetch().verified, "boot").changed
+        assert not opened.publish(here.fetch().verified).changed
     assert here.blob.exists()
     assert not here.manifest.exists()
     here.registry.reset_stats()

@@ -158,7 +158,7 @@ def test_a_pull_of_a_running_server_finds_all_layers_and_writes_the_same_manifes
 ) -> None:
     server.start().wait_ready()
     with here.opened() as opened:
-        assert not opened.publish(here.fetch().verified, "boot").changed
+        assert not opened.publish(here.fetch().verified).changed
     here.registry.reset_stats()
     assert server.pull(here.model.name)[-1] == {"status": "success"}
     assert not here.registry.stats()["bytes"]

@@ -219,7 +219,7 @@ class _Look:
                     made.append(reader.unreadable(f"{what} {error.strerror}".strip()))
             if not changed:
                 return made
-            waiting = scan.scan_digests(self.store, changed).downloads
+            waiting = scan.scan_digests(self.store, set(changed)).downloads
         faster = "it changes faster than it can be read"
         return [*made, *(Download(digest, unreadable=faster) for digest in changed)]
 

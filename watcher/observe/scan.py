@@ -8,7 +8,7 @@ import contextlib
 import errno
 import os
 import stat
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple, TypeAlias
@@ -22,6 +22,8 @@ from watcher.ollama.names import Role
 from watcher.state import folders, fs
 
 _PARTIAL, _TMP = "-partial", ".tmp"
+#: For more digests than this, a listing costs less than a look for each name that they may have.
+_LISTED_FROM = 100
 _UNFINISHED = frozenset({Role.DATA, Role.SIDECAR, Role.TRANSFER})
 _KINDS = {stat.S_IFREG: Kind.FILE, stat.S_IFDIR: Kind.FOLDER, stat.S_IFLNK: Kind.SYMLINK}
 _TAG_DEPTH = 4
@@ -370,11 +372,15 @@ def contents(store: int, digests: Iterable[str]) -> dict[str, Entry]:
 
 def unfinished(store: int) -> frozenset[str]:
     """The digests of which there is an unfinished layer, or a sidecar of one."""
-    listed: list[str] = []
     with contextlib.suppress(OSError), folders.opened_blobs(store, foreign_too=True) as blobs:
-        listed = os.listdir(blobs)
+        return _unfinished(blobs)
+    return frozenset()
+
+
+def _unfinished(blobs: int) -> frozenset[str]:
     # Most are finished blobs: those are distinguished by less.
-    seen = (names.parse_blob(name) for name in listed if name.endswith(_TMP) or _PARTIAL in name)
+    listed = (x for x in os.listdir(blobs) if x.endswith(_TMP) or _PARTIAL in x)
+    seen = (names.parse_blob(names.new_spelling(name)) for name in listed)
     return frozenset(each.digest for each in seen if each.role in _UNFINISHED)
 
 
@@ -447,12 +453,14 @@ def scan_above(path: str, access: Access) -> None:
                 access.bar(Subject.FOLDER, Need.ENTER, above, itself, fd)
 
 
-def scan_digests(store: int, digests: Iterable[str]) -> Scan:
-    """Downloads by their names alone: no folder is listed, and no manifest read."""
+def scan_digests(store: int, digests: Set[str]) -> Scan:
+    """Downloads by their names: no manifest is read, and for a few digests no folder listed."""
     named = Named()
     downloads: dict[str, Pieces] = {}
     with named.opened("blobs", store, follow=True) as fd:
         if fd is not None:
+            if len(digests) > _LISTED_FROM:
+                digests = digests & _unfinished(fd)
             for digest in digests:
                 # Names of older servers count where there are no others.
                 spelled = list(_spelled(names.data(digest), fd))

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import NamedTuple, TypeVar
 
 from watcher.act import journal
@@ -244,7 +245,7 @@ class Account:
                     store = opened.enter_context(folders.opened_store(self.target.host.store))
             yield store
 
-    @property
+    @cached_property
     def boot(self) -> str:
         """The id of this start of the machine, where the store is here."""
         return "" if self.target.host is None else place.boot(self.target.host)

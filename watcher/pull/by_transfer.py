@@ -376,25 +376,23 @@ class ByTransfer:
 
     def _published(self, fetched: Fetched) -> Generator[Update, None, End]:
         """Give layers their names, and see that the manifest gets into its place."""
-        account, boot = self._account, self._account.boot
+        account = self._account
         # The tag may have moved since the pull began.
         account.expect(manifests.sizes(fetched.manifest, self._sizes))
         account.progress.complete()
-        names_of = Publication(
-            self._host, account.target.settings, account.digests, self._cancelled
-        )
+        names_of = Publication(self._host, account.target.settings, self._cancelled)
         if (why := (yield from account.noted(names_of.until_allowed()))) is not None:
             return End(Cause.STORE, why.reason, why.remedy)
         yield account.reported(State.WRITING_MANIFEST, time.monotonic())
         with store.opened(self._host.store) as target:
-            published = yield from account.noted(names_of.named(target, fetched.verified, boot))
+            published = yield from account.noted(names_of.named(target, fetched.verified))
             if published.changed:
                 digest = names.short(published.changed[0].layer.digest)
                 return End(Cause.MISMATCH, f"{digest}: its file changed after it was hashed")
             asked = (account.target.url, account.model, account.options.insecure)
             yield from account.noted(names_of.with_manifest(target, fetched, *asked))
             quiet = yield from account.noted(names_of.until_settled(target, published.named))
-        names_of.remember(published.named, boot)
+        names_of.remember(published.named, account.boot)
         before.remove_surplus(account.target, quiet)
         account.log(
             EventType.DOWNLOAD_COMPLETED,

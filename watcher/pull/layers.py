@@ -16,6 +16,8 @@ class ModelProgress:
         self.sizes: dict[str, int] = {}  #: bytes of each layer and of the config, by digest
         self._present: frozenset[str] = frozenset()
         self._completed: dict[str, int] = {}
+        #: Bytes of all layers, and of them those that are on disk.
+        self._total = self._done = 0
         #: Bytes of all layers together, where the server reports no more: total, and completed.
         self._all = 0, 0
 
@@ -25,11 +27,21 @@ class ModelProgress:
         self._present = frozenset(present)
         self._completed = {each: self._completed.get(each, 0) for each in sizes}
         self._all = 0, 0
+        self._count()
 
     def here(self, partial: Mapping[str, int], present: Iterable[str]) -> None:
         """What the store has by now: bytes that a pull need not download, and finished layers."""
         self._present = frozenset(present)
         self._completed = {each: partial.get(each, 0) for each in self.sizes}
+        self._count()
+
+    def _count(self) -> None:
+        self._total = sum(self.sizes.values())
+        self._done = sum(map(self._here, self.sizes))
+
+    def _here(self, digest: str) -> int:
+        size = self.sizes.get(digest, 0)
+        return size if digest in self._present else min(size, self._completed.get(digest, 0))
 
     def note(self, digest: str, total: int, completed: int) -> int:
         """So many bytes of a layer are on disk by the server's count; returns how many were lost.
@@ -41,13 +53,18 @@ class ModelProgress:
             return 0
         if digest not in self.sizes and len(self.sizes) >= _MOST_LAYERS:
             return 0
-        self.sizes[digest] = max(total, self.sizes.get(digest, 0))
+        known, was_here = self.sizes.get(digest, 0), self._here(digest)
+        self.sizes[digest] = max(total, known)
         before = self._completed.get(digest, 0)
         self._completed[digest] = completed
+        # Not summed up anew: that would cost a model of many layers the square of their number.
+        self._total += self.sizes[digest] - known
+        self._done += self._here(digest) - was_here
         return before - completed if before - completed > _NOISE else 0
 
     def complete(self) -> None:
         self._completed = dict(self.sizes)
+        self._count()
 
     def note_all(self, total: int, completed: int) -> None:
         """So many bytes of all layers are on disk, as a server counts on its other path."""
@@ -56,16 +73,12 @@ class ModelProgress:
 
     @property
     def total(self) -> int:
-        return sum(self.sizes.values()) or self._all[0]
+        return self._total or self._all[0]
 
     @property
     def done(self) -> int:
         """Bytes of them that are on disk."""
-        layers = sum(
-            size if digest in self._present else min(size, self._completed.get(digest, 0))
-            for digest, size in self.sizes.items()
-        )
-        return max(layers, min(self._all[1], self.total))
+        return max(self._done, min(self._all[1], self.total))
 
     @property
     def missing(self) -> list[int]:

@@ -27,6 +27,9 @@ from watcher.transfer.values import Cause, TryError
 #: Of a body that nobody wants so much is read, for its first words.
 _WORDS = 4096
 _BUFFER = 256 * 1024
+#: libcurl's option to leave a look-up of a name to itself at the end (from 7.87 on): the resolver
+#: gives a name server that is silent many seconds. pycurl has no name for it.
+_QUICK_EXIT = 322
 #: What libcurl says of a proxy that wants a user and a password.
 _NO_PASSWORD = "response 407"  # noqa: S105 - no password
 
@@ -175,6 +178,8 @@ class Client:
         try:
             for option, value in options.items():
                 handle.setopt(option, value)
+            with contextlib.suppress(pycurl.error):
+                handle.setopt(_QUICK_EXIT, 1)
             yield handle
         finally:
             handle.close()

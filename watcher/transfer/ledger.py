@@ -60,6 +60,15 @@ def opened(ours: int, layer: Layer, boot: str) -> Iterator[Ledger]:
         yield ledger
 
 
+@contextlib.contextmanager
+def held(ours: int, layer: Layer) -> Iterator[tuple[int, int]]:
+    """A layer's folder and its data, under its lock. Raises as `opened`, or FileNotFoundError."""
+    with _named_from_the_store(FOLDER, layer.digest), contextlib.ExitStack() as opened:
+        folder = opened.enter_context(transfers.held(ours, layer.digest))
+        os.stat(DATA, dir_fd=folder, follow_symlinks=False)  # it is not made here
+        yield folder, opened.enter_context(fs.closing(fs.open_data(DATA, folder)))
+
+
 def peek(ours: int, layer: Layer, boot: str) -> int:
     """How many bytes have arrived with whoever fetches a layer."""
     try:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 
 from watcher.act import journal
 from watcher.config import Settings
@@ -38,20 +38,13 @@ _SILENT_SECONDS = 120.0
 
 
 class Publication:
-    """What is done about the names of some digests. Its generators give notes, and a result.
+    """What is done about the names of layers. Its generators give notes, and a result.
 
     They raise StoppedError where somebody wants that.
     """
 
-    def __init__(
-        self,
-        host: Host,
-        settings: Settings,
-        digests: frozenset[str],
-        cancelled: Callable[[], bool],
-    ) -> None:
-        self._host, self._settings, self._digests = host, settings, digests
-        self._cancelled = cancelled
+    def __init__(self, host: Host, settings: Settings, cancelled: Callable[[], bool]) -> None:
+        self._host, self._settings, self._cancelled = host, settings, cancelled
 
     def until_allowed(self) -> Generator[str, None, safety.Why | None]:
         """Wait a while for a server's start to end, since it removes blobs that no manifest names.
@@ -60,7 +53,7 @@ class Publication:
         """
         until = time.monotonic() + _START_SECONDS
         while True:
-            why = safety.store_forbids(self._look().evidence)
+            why = safety.store_forbids(self._look(frozenset()).evidence)
             if why is None or why.kind is RefusalKind.SERVER_RUNS:
                 return None  # it can't be led astray by a name that it lacks
             if why.kind is not RefusalKind.SERVER_STARTS:
@@ -70,13 +63,11 @@ class Publication:
             yield f"{why.reason}: waiting for its start to end"
             self._rest(_LOOK_SECONDS)
 
-    def named(
-        self, target: Store, verified: Sequence[Verified], boot: str
-    ) -> Generator[str, None, Published]:
+    def named(self, target: Store, verified: Sequence[Verified]) -> Generator[str, None, Published]:
         """Give layers their names, once no other process has one."""
         while True:
             try:
-                return target.publish(verified, boot)
+                return target.publish(self._until_stopped(verified))
             except fs.BusyError as error:
                 yield f"another process is working on one of its layers: {error.owner}".rstrip(": ")
                 self._rest(_TICK_SECONDS)
@@ -119,10 +110,11 @@ class Publication:
 
         It renames its file over ours, hashes it then, and removes the name if it is wrong.
         """
-        left = target.settle(named)
+        left = target.settle(self._until_stopped(named))
         quiet = frozenset[str]()
         while left:
-            quiet |= {each.layer.digest for each in left} - {x.digest for x in live(self._look())}
+            digests = frozenset(each.layer.digest for each in left)
+            quiet |= digests - {each.digest for each in live(self._look(digests))}
             left = target.settle(left, quiet)
             if not left or self._cancelled():
                 break
@@ -147,10 +139,19 @@ class Publication:
                 with journal.locked(opened, _LOCK_SECONDS):
                     hashes.keep(opened, found)
 
-    def _look(self) -> Report:
-        return Reconciler(self._host, self._settings).inspect(scope=Scope(self._digests))
+    def _until_stopped(self, layers: Sequence[Verified]) -> Iterator[Verified]:
+        """Each of them, while nobody stops it: a model may have many."""
+        for each in layers:
+            self._go_on()
+            yield each
+
+    def _look(self, digests: frozenset[str]) -> Report:
+        return Reconciler(self._host, self._settings).inspect(scope=Scope(digests))
 
     def _rest(self, seconds: float) -> None:
+        self._go_on()
+        time.sleep(seconds)
+
+    def _go_on(self) -> None:
         if self._cancelled():
             raise StoppedError
-        time.sleep(seconds)

@@ -10,7 +10,7 @@ import errno
 import os
 import secrets
 import stat
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from watcher.observe import parts
@@ -158,7 +158,7 @@ class Store:
 
     # ------------------------------------------------------------ names
 
-    def publish(self, verified: Sequence[Verified], boot: str) -> Published:
+    def publish(self, verified: Iterable[Verified]) -> Published:
         """Give layers their names in ``blobs/``.
 
         The caller knows that names may be added there now (``docs/safety.md``), places the manifest
@@ -167,30 +167,30 @@ class Store:
         """
         published = Published([], [])
         for each in verified:
-            named = self._name(each, boot)
+            named = self._name(each)
             (published.changed if named is None else published.named).append(named or each)
         fs.sync(self._blobs)
-        for each in published.named:
-            self.tidy(each.layer)
         return published
 
-    def _name(self, verified: Verified, boot: str) -> Verified | None:
+    def _name(self, verified: Verified) -> Verified | None:
         layer = verified.layer
         if self.has(layer):
             return verified
-        with ledger.opened(self._ours, layer, boot) as found:
-            if self.has(layer):  # another pull has given it just before, and its folder went
-                return verified
-            if found.identity != verified.identity:
-                return None
-            try:
-                fs.make_blob(found.data, self._blobs)
-            except OSError:
-                found.lose()  # what the disk has not taken
-                raise
-            with contextlib.suppress(FileExistsError):
-                self._give_name(layer, found.folder, keep=self._is_pulled(layer))
-            return Verified(layer, found.identity)
+        try:
+            with ledger.held(self._ours, layer) as (folder, data):
+                if ledger.identity(os.fstat(data)) != verified.identity:
+                    return None
+                try:
+                    fs.make_blob(data, self._blobs)
+                except OSError:
+                    fs.drop_cache(data)  # the disk has not taken it
+                    transfers.lose(folder)
+                    raise
+                with contextlib.suppress(FileExistsError):
+                    self._give_name(layer, folder, keep=self._is_pulled(layer))
+                return Verified(layer, ledger.identity(os.fstat(data)))
+        except FileNotFoundError:  # another pull has just given it, and its folder went
+            return verified if self.has(layer) else None
 
     def _give_name(self, layer: Layer, folder: int, *, keep: bool) -> None:
         """Name the data; `keep`: it keeps its own name, too, where a file may have two."""
@@ -218,7 +218,7 @@ class Store:
         return True
 
     def settle(
-        self, published: Sequence[Verified], quiet: frozenset[str] = frozenset()
+        self, published: Iterable[Verified], quiet: frozenset[str] = frozenset()
     ) -> list[Verified]:
         """Look again at published layers; gives back those that a server is still pulling.
 

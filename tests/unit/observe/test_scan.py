@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.support.calls import calls
 from tests.support.notation import LIBRARY, Store, digest_of, manifest_bytes
 from watcher.model import BlobFault, Kind, ManifestFault, Mode
 from watcher.observe import scan
@@ -75,9 +76,22 @@ def test_pieces_of_a_download_come_together(models: Store, fd: int) -> None:
 
 def test_a_narrow_look_sees_only_its_digests(models: Store, fd: int) -> None:
     wanted, other = models.broken("0:1", name="wanted"), models.broken("0:1", name="other")
-    found = scan.scan_digests(fd, [wanted])
+    found = scan.scan_digests(fd, {wanted})
     assert set(found.downloads) == {wanted}
     assert other not in found.downloads
+
+
+def test_a_look_at_many_digests_sees_each_and_costs_little(models: Store, fd: int) -> None:
+    here = {models.broken("0:1", name=f"{number}") for number in range(3)}
+    old = models.broken("0:1", name="old")
+    for path in models.blobs.glob(f"*{old}*"):
+        path.rename(path.with_name(path.name.replace("sha256-", "sha256:")))
+    (models.blobs / f"sha256-{digest_of('tensor')}.tmp").write_bytes(b"")
+    models.broken("0:1", name="another")
+    absent = {digest_of(f"absent {number}") for number in range(200)}
+    wanted = {*here, old, digest_of("tensor"), *absent}
+    assert scan.scan_digests(fd, wanted).downloads.keys() == wanted - absent
+    assert calls(lambda: scan.scan_digests(fd, wanted)) < 20 * len(wanted)
 
 
 @pytest.mark.parametrize("narrow", [True, False])
@@ -89,7 +103,7 @@ def test_old_spellings_of_a_download_count_where_there_are_no_others(
         path.rename(path.with_name(path.name.replace("sha256-", "sha256:")))
 
     def sidecars() -> set[str]:
-        found = scan.scan_digests(fd, [digest]) if narrow else scanned(fd)
+        found = scan.scan_digests(fd, {digest}) if narrow else scanned(fd)
         return {entry.name for _, entry in found.downloads[digest].sidecars}
 
     assert sidecars() == {f"sha256:{digest}-partial-{number}" for number in range(2)}

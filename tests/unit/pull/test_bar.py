@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tests.support.calls import calls
 from watcher.pull.layers import ModelProgress
 
 A, B, C = "a" * 64, "b" * 64, "c" * 64
@@ -87,3 +88,20 @@ def test_another_manifest_forgets_what_it_does_not_name() -> None:
     made.note(B, 5 * MB, MB)
     made.expect({B: 5 * MB}, ())
     assert (made.total, made.done) == (5 * MB, MB)
+
+
+def test_a_line_costs_as_much_whatever_the_number_of_layers() -> None:
+    def cost(layers: int) -> int:
+        made = ModelProgress()
+        sizes = {f"{number:064x}": MB for number in range(layers)}
+        made.expect(sizes, frozenset(list(sizes)[:5]))
+
+        def work() -> None:
+            for done, digest in enumerate(sizes):
+                made.note(digest, MB, MB)
+                assert made.done == MB * max(5, done + 1)
+                assert made.total == MB * layers
+
+        return calls(work)
+
+    assert cost(400) < 2.5 * cost(200)
