@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -233,3 +237,37 @@ def test_a_layer_whose_address_is_not_answered_keeps_no_other_waiting(here: Here
         assert not here.registry.bytes_served(first)
         here.registry.clear_faults()
         running.result()
+
+
+#: The only name server never answers. In namespaces of its own: its port and the file are root's.
+SILENT = """
+import fcntl, os, socket, struct, subprocess, sys
+store, config = sys.argv[1:]
+dark = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+fcntl.ioctl(dark, 0x8914, struct.pack("16sh14x", b"lo", 0x41))  # SIOCSIFFLAGS: up, running
+dark.bind(("127.0.0.1", 53))
+subprocess.run(["mount", "--bind", config, os.path.realpath("/etc/resolv.conf")], check=True)
+pull = [sys.executable, "-m", "watcher", "--store", store, "pull", "nowhere.example/a/b:1"]
+process = subprocess.Popen(pull, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+dark.settimeout(60)
+dark.recv(2000)
+process.send_signal(2)
+try:
+    print(process.communicate(timeout=60)[1], process.returncode)
+finally:
+    process.kill()
+"""
+
+
+def test_ctrl_c_ends_it_while_no_name_server_answers(tmp_path: Path) -> None:
+    for name in ("blobs", "manifests"):
+        (tmp_path / "models" / name).mkdir(parents=True)
+    config = tmp_path / "resolv.conf"
+    config.write_text("nameserver 127.0.0.1\noptions timeout:30 attempts:5\n")
+    command = ["unshare", "--map-root-user", "--net", "--mount", sys.executable, "-c", SILENT]
+    command += [str(tmp_path / "models"), str(config)]
+    env = os.environ | {"OLLAMA_HOST": "127.0.0.1:1"}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=100)
+    if done.returncode and "TimeoutExpired" not in done.stderr:
+        pytest.skip(f"needs namespaces of its own: {done.stderr}")
+    assert done.stdout.split()[-2:] == ["nowhere.example/a/b:1", "130"], done

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import functools
 import math
 import os
@@ -27,8 +28,8 @@ from watcher.transfer.values import Cause, TryError
 #: Of a body that nobody wants so much is read, for its first words.
 _WORDS = 4096
 _BUFFER = 256 * 1024
-#: libcurl's option to leave a look-up of a name to itself at the end (from 7.87 on): the resolver
-#: gives a name server that is silent many seconds. pycurl has no name for it.
+#: CURLOPT_QUICK_EXIT (libcurl 7.87), for which pycurl has no name: a request that ends does not
+#: wait for the resolver, which gives a silent name server many seconds.
 _QUICK_EXIT = 322
 #: What libcurl says of a proxy that wants a user and a password.
 _NO_PASSWORD = "response 407"  # noqa: S105 - no password
@@ -101,13 +102,19 @@ class Client:
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
         self._watched: set[int] = set()
+        #: A request ended before its host's name was resolved.
+        self._is_resolving = False
         self._under_way: dict[pycurl.Curl, asyncio.Future[tuple[int, str]]] = {}
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._multi.close()
+        if self._is_resolving:
+            # libcurl 8.20 and later would wait for the resolver here: it goes with the process.
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._multi))
+        else:
+            self._multi.close()
         self._set_timer(-1)
         for fd in self._watched:
             self._loop.remove_reader(fd)
@@ -122,10 +129,12 @@ class Client:
         with self._handle(request, exchange) as handle:
             ended = self._under_way[handle] = self._loop.create_future()
             self._multi.add_handle(handle)
+            code, text = pycurl.E_OPERATION_TIMEDOUT, "canceled"
             try:
                 code, text = await ended
             finally:
                 del self._under_way[handle]
+                self._is_resolving |= _is_resolving(handle, code)
                 self._multi.remove_handle(handle)
         if exchange.raised is not None:
             raise exchange.raised
@@ -238,6 +247,12 @@ class Client:
         ended = self._under_way.get(handle)
         if ended is not None and not ended.done():
             ended.set_result((code, text))
+
+
+def _is_resolving(handle: pycurl.Curl, code: int) -> bool:
+    """Whether a request was given up, with that code, before its host's name was resolved."""
+    is_known = handle.getinfo(pycurl.NAMELOOKUP_TIME) or handle.getinfo(pycurl.PRIMARY_IP)
+    return code == pycurl.E_OPERATION_TIMEDOUT and not is_known
 
 
 def _proxy(url: str) -> dict[int, bytes]:
