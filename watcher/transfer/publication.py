@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 
 from watcher.act import journal
 from watcher.config import Settings
@@ -67,7 +67,7 @@ class Publication:
         """Give layers their names, once no other process has one."""
         while True:
             try:
-                return target.publish(self._until_stopped(verified))
+                return target.publish(verified, self._go_on)
             except fs.BusyError as error:
                 yield f"another process is working on one of its layers: {error.owner}".rstrip(": ")
                 self._rest(_TICK_SECONDS)
@@ -110,7 +110,7 @@ class Publication:
 
         It renames its file over ours, hashes it then, and removes the name if it is wrong.
         """
-        left = target.settle(self._until_stopped(named))
+        left = target.settle(named)
         quiet = frozenset[str]()
         while left:
             digests = frozenset(each.layer.digest for each in left)
@@ -138,12 +138,6 @@ class Publication:
             if found and boot:
                 with journal.locked(opened, _LOCK_SECONDS):
                     hashes.keep(opened, found)
-
-    def _until_stopped(self, layers: Sequence[Verified]) -> Iterator[Verified]:
-        """Each of them, while nobody stops it: a model may have many."""
-        for each in layers:
-            self._go_on()
-            yield each
 
     def _look(self, digests: frozenset[str]) -> Report:
         return Reconciler(self._host, self._settings).inspect(scope=Scope(digests))

@@ -10,7 +10,7 @@ import errno
 import os
 import secrets
 import stat
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from watcher.observe import parts
@@ -158,18 +158,25 @@ class Store:
 
     # ------------------------------------------------------------ names
 
-    def publish(self, verified: Iterable[Verified]) -> Published:
+    def publish(
+        self, verified: Sequence[Verified], go_on: Callable[[], object] = object
+    ) -> Published:
         """Give layers their names in ``blobs/``.
 
         The caller knows that names may be added there now (``docs/safety.md``), places the manifest
         next, and then settles. A layer that got its name otherwise meanwhile keeps that file.
+        `go_on` is called before each layer; what it raises ends this.
         Raises fs.BusyError where another process has one, and OSError.
         """
         published = Published([], [])
         for each in verified:
+            go_on()
             named = self._name(each)
             (published.changed if named is None else published.named).append(named or each)
         fs.sync(self._blobs)
+        for each in published.named:
+            go_on()
+            self.tidy(each.layer)
         return published
 
     def _name(self, verified: Verified) -> Verified | None:
@@ -218,7 +225,7 @@ class Store:
         return True
 
     def settle(
-        self, published: Iterable[Verified], quiet: frozenset[str] = frozenset()
+        self, published: Sequence[Verified], quiet: frozenset[str] = frozenset()
     ) -> list[Verified]:
         """Look again at published layers; gives back those that a server is still pulling.
 
