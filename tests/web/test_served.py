@@ -261,7 +261,7 @@ def test_what_was_not_seen_is_not_said_to_be_empty(tmp_path: Path) -> None:
     store = HealthyStore(tmp_path / "models")
     fill(store)
     shut = {
-        store.blobs: ("No unfinished downloads, as far as", "nothing, as far as", "Not inspected"),
+        store.blobs: ("No unfinished downloads, as far as visible", "Not inspected: blobs"),
         store.ours / "quarantine": ("Not inspected: .ollama-watch/quarantine",),
         store.ours / "logs": ("permission denied",),
         store.ours / "queue.json": ("queue.json can&#x27;t be read: Permission denied. Run",),
@@ -279,6 +279,7 @@ def test_what_was_not_seen_is_not_said_to_be_empty(tmp_path: Path) -> None:
     for word in (each for words in shut.values() for each in words):
         assert word in body
     assert "empty" not in body
+    assert "It deletes nothing." not in body
     assert answered == dict.fromkeys(("status.json", "audit.json", "df.json"), 200) | dict.fromkeys(
         ("queue.json", "log.jsonl"), 503
     )
