@@ -140,6 +140,8 @@ def test_what_is_fetched_again_or_lost_is_proven_no_more(here: Here) -> None:
         ledger.lose()
         assert ledger.proven == ((0, CHUNK),)
         ledger.forget(((0, MIB),))
+        ledger.mark(0, MIB)  # it has come again, and was not compared yet
+        ledger.make_durable(ledger.arrived)
     with here.ledger() as ledger:
         assert ledger.proven == ((MIB, CHUNK),)
 
