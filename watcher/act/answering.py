@@ -11,7 +11,6 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
 from itertools import chain
 
 from rich.filesize import decimal
@@ -150,6 +149,8 @@ class _Progress:
 
 
 def _hash(store: int, actions: Sequence[Action], host: Host) -> Iterator[Outcome]:
+    from concurrent.futures import ThreadPoolExecutor, wait  # a pull has nothing to hash so
+
     total, progress = sum(action.expects[0].size for action in actions), _Progress(host)
     with (
         folders.opened_blobs(store, foreign_too=True) as blobs,
