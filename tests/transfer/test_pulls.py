@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import os
 import subprocess
 import tempfile
@@ -162,6 +163,20 @@ def test_a_stopped_transfer_resumes(server: Server, registry: Registry) -> None:
     assert any(each.startswith("resuming: ") for each in seen.notes)
     # What was on its way when it was stopped is kept to the byte but for the sockets' buffers.
     assert served(registry, model) <= SIZE + 8 * MB
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EPERM, errno.EINVAL])
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives a folder to somebody else")
+def test_a_folder_of_another_user_is_named_with_the_command_that_mends_it(
+    tmp_path: Path, number: int
+) -> None:
+    folder = tmp_path / ".ollama-watch/transfers/digest"
+    folder.mkdir(parents=True)
+    os.chown(folder, 12345, 12345)
+    error = OSError(number, os.strerror(number), ".ollama-watch/transfers/digest/lock")
+    end = by_transfer._refused(str(tmp_path), error)
+    assert end.text == f"{folder} belongs to user id 12345"
+    assert end.step == f"run `chown -R 0:0 {folder}`, then this again"
 
 
 def test_what_lies_in_the_place_of_a_lock_is_named(

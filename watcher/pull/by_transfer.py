@@ -51,6 +51,9 @@ _OURS = frozenset({Cause.NO_NETWORK, Cause.CERTIFICATE, Cause.NO_PERMISSION, Cau
 #: What lies in the place of a file or folder of ours is something else.
 _STRANGE = frozenset({errno.EINVAL, errno.EISDIR, errno.ELOOP, errno.EMLINK, errno.ENOTDIR})
 
+#: What another user's file or folder is refused with.
+_FORBIDDEN = frozenset({errno.EACCES, errno.EPERM, errno.EINVAL})
+
 _NO_COPY = "there is no room for a copy of the server's download, which can't be taken over yet"
 _MAKE_ROOM = "free space for a copy of it, or let the server continue it"
 
@@ -413,9 +416,20 @@ def _why_waiting(download: Download) -> str:
 def _refused(folder: str, error: OSError) -> End:
     """The end of a pull for what the system refuses in the store."""
     at = os.path.join(folder, str(error.filename)) if error.filename else folder
+    if error.errno in _FORBIDDEN and (other := _of_another(at)):
+        text = f"{names.printable(other)} belongs to user id {os.lstat(other).st_uid}"
+        command = advice.as_root("chown", "-R", f"{os.geteuid()}:{os.getegid()}", other)
+        return End(Cause.UNKNOWN, text, f"run `{command}`, then this again")
     text = f"{names.printable(at)}: {error.strerror or error}"
     is_strange = bool(error.filename) and error.errno in _STRANGE
     return End(of_error(text), text, "move it out of the way, and run it again" * is_strange)
+
+
+def _of_another(path: str) -> str:
+    """The file or folder there, or the nearest above, if another user owns it; else ""."""
+    while not os.path.lexists(path) and path != os.path.dirname(path):
+        path = os.path.dirname(path)
+    return "" if os.lstat(path).st_uid == os.geteuid() else path
 
 
 def _end(error: TransferError) -> End:
