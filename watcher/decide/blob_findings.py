@@ -92,7 +92,9 @@ def _odd_blob(odd: OddBlob, evidence: Evidence) -> Finding:
         command = _completed(odd, evidence)
     elif odd.models and odd.fault is not BlobFault.SYMLINK:
         command = advice.watch(evidence, "repair", short)
+    remedy = "" if odd.models else "no model names it: pull or create its model again"
     return finding._replace(
+        remedy=finding.remedy or remedy,
         evidence=_evidence_of(odd),
         command=command,
         sizes=sizes([odd.entry] if odd.entry else []),

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.support.runs import changed, rules
-from watcher.decide import cleaning, diagnose, plan, safety
+from watcher.decide import blob_findings, cleaning, diagnose, plan, safety
 from watcher.model import (
     DAY,
     HOUR,
@@ -107,6 +107,14 @@ def test_without_room_for_it_nothing_is_fetched(free: int, reserve: int, refused
         assert refusal.remedy.startswith("free space")
         assert refusal.command.endswith("--store /models df")
     assert len(made.refusals) == refused
+
+
+def test_a_damaged_blob_without_a_model_has_its_next_step_in_words() -> None:
+    blob = entry(f"sha256-{D}", size=60)._replace(sha256="0" * 64)
+    odd = OddBlob(D, BlobFault.CORRUPT, None, blob, ())
+    seen = evidence()._replace(census=BlobCensus(odd=(odd,)))
+    (finding,) = blob_findings.of_blobs(seen, (), rules(), None)
+    assert (finding.command, finding.remedy[:19]) == ("", "no model names it: ")
 
 
 def test_a_full_quarantine_takes_nothing_more() -> None:
