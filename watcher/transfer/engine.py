@@ -295,8 +295,13 @@ class Engine:
         self._emit(Noticed(digest, f"{where}: downloading them again"))
         if ranges.within(fetch.ledger.mirrored, chunk.start, chunk.end):
             self._registry.distrust(fetch.layer)
-        await self._forget(fetch, ((chunk.start, chunk.end),))
-        self._must_fit(fetch.pieces.rest)
+        piece = ((chunk.start, chunk.end),)
+        try:
+            self._must_fit(fetch.pieces.rest + chunk.end - chunk.start)
+        except OverBudgetError:
+            await fetch.doubt(piece)  # and no connection begins to fetch it
+            raise
+        await self._forget(fetch, piece)
 
     async def _forget(self, fetch: Fetch, doubted: Ranges) -> None:
         """Fetch bytes anew, once there is room to write that down."""

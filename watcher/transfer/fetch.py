@@ -69,11 +69,15 @@ class Fetch:
 
     async def forget(self, doubted: Ranges) -> None:
         """Fetch bytes anew that are all there."""
-        async with self._sync_turn:
-            self.ledger.forget(doubted)
+        await self.doubt(doubted)
         self.pieces.forget(doubted)
         self.rest = ranges.difference(self.rest, doubted)
         self._wakeup.send()
+
+    async def doubt(self, doubted: Ranges) -> None:
+        """Leave bytes to the next run. Raises OSError where that can't be kept."""
+        async with self._sync_turn:
+            self.ledger.forget(doubted)
 
     async def believe(self) -> None:
         """The whole is right. Raises OSError where that can't be kept."""
