@@ -31,7 +31,7 @@ from watcher.model import DAY, HOUR, MIB, Evidence, Plan, Rules, UseKind
 from watcher.observe import place
 from watcher.observe.host import Host
 from watcher.reconcile import QUESTIONS, Reconciler, Report
-from watcher.state import folders, fs, memory, registry_cache, sums, transfers
+from watcher.state import folders, fs, registry_cache, sums, transfers
 from watcher.transfer.mending import Mender
 from watcher.transfer.values import Layer
 
@@ -553,30 +553,5 @@ def test_it_goes_once_another_pull_of_the_server_has_a_manifest(here: Here) -> N
     here.run()
     assert here.is_kept
     here.named()
-    judge(here.store.path, here.digest)
-    assert "download_discarded" in [each.event_type for each in here.run().events]
+    here.run()
     assert not here.is_kept
-
-
-@pytest.mark.parametrize("is_judged", [True, False])
-def test_right_bytes_stay_where_the_server_has_put_others_in_their_place(
-    tmp_path: Path, registry: Registry, is_judged: bool
-) -> None:
-    """Until those were hashed: they may be wrong, and to a later pull the layer is there."""
-    here = Driven(tmp_path / "models", registry, SIZE)
-    here.fill()
-    host = Host(str(here.path))
-    assert second_names.keep(host, [here.digest]) == ""
-    here.blob.unlink()
-    here.blob.write_bytes(here.content()[::-1])
-    assert not is_judged or judge(here.path, here.digest)
-    for _ in range(2):
-        one_run(host, WATCH)
-        with folders.opened_store(str(here.path)) as store:
-            assert memory.load(store).unproven == {here.digest}
-        assert (here.folder / "data").read_bytes() == here.content()
-    here.registry.reset_stats()
-    done = run(here.path, "repair", "--yes", "--fetch")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert here.blob.read_bytes() == here.content()
-    assert here.served == 0

@@ -44,41 +44,29 @@ def keep(host: Host, digests: Iterable[str]) -> str:
 def judge(host: Host, digest: str) -> bool:
     """Hash what a server has removed: it stays if it is wrong, and is said to be so.
 
-    Right bytes were removed for another reason, such as `ollama rm`, and go. Where the server has
-    put another file in their place they are a transfer of ours from now on, since that may be
-    wrong. Returns whether that was found out. Raises OSError.
+    Right bytes were removed for another reason, such as `ollama rm`, and go. Returns whether that
+    was found out. Raises OSError.
     """
     with (
         contextlib.suppress(FileNotFoundError),  # it has gone meanwhile
         folders.opened_store(host.store) as store,
         state_folder.opened(store) as ours,
         transfers.opened(ours, digest) as folder,
-        contextlib.ExitStack() as held,
     ):
         before = _state(folder)
-        fd = held.enter_context(fs.closing(fs.open_to_read(transfers.DATA, folder, ours=True)))
-        found = answering.hash_of(fd, 0 if before is None else before[2], host)
+        with fs.closing(fs.open_to_read(transfers.DATA, folder, ours=True)) as fd:
+            found = answering.hash_of(fd, 0 if before is None else before[2], host)
         with contextlib.suppress(ValueError, fs.BusyError), fs.locked(transfers.LOCK, folder):
             if found is None or before is None or _state(folder) != before:
                 return False
             kept = transfers.kept(folder, digest, before[2])
-            if kept.is_left and found != digest.lower():
+            if kept.is_left and found == digest.lower():
+                transfers.drop(ours, digest)
+            elif kept.is_left:
                 told = transfers.encoded(digest, replace(kept, is_wrong=True))
                 fs.save(transfers.LEDGER, folder, told)
-            elif kept.is_left and _is_named(store, digest):
-                fs.sync_data(fd)
-                right = replace(kept, durable=kept.taken, taken=())
-                fs.save(transfers.LEDGER, folder, transfers.encoded(digest, right))
-            elif kept.is_left:
-                transfers.drop(ours, digest)
             return kept.is_left
     return False
-
-
-def _is_named(store: int, digest: str) -> bool:
-    """Whether a blob is there, such as another one by now."""
-    with folders.opened_blobs(store) as blobs:
-        return scan.look(names.blob(digest), blobs) is not None
 
 
 def _state(folder: int) -> tuple[int, int, int, int] | None:
@@ -96,13 +84,13 @@ def let_go(journal: Journal, known: Memory, seen: Evidence, *, clean: bool) -> M
     gone = second_names.needless(seen, clean=clean)
     named = second_names.named(seen)
     begun = max((each.since for each in seen.servers), default=0.0)
-    orphaned = set(second_names.rivals(seen))
+    orphaned: set[str] = set()
     with contextlib.suppress(OSError), state_folder.opened(journal.store) as ours:
         is_low = transfers.is_low(ours)
         if is_low:
             # A pull of ours keeps its file so, too, while a server downloads the layer.
             gone |= {digest for digest in transfers.digests(ours) if _is_servers(ours, digest)}
-        orphaned |= {digest for digest in gone & named if _made_before(begun, ours, digest)}
+        orphaned = {digest for digest in gone & named if _made_before(begun, ours, digest)}
         if gone:
             with folders.opened_blobs(journal.store) as blobs:
                 found = (scan.look(names.blob(digest), blobs) for digest in gone)

@@ -43,18 +43,7 @@ def needless(evidence: Evidence, *, clean: bool) -> frozenset[str]:
         for each in theirs
         if each.finished is not None and each.digest not in unnamed | odd
     }
-    return frozenset(found - beside - rivals(evidence))
-
-
-def rivals(evidence: Evidence) -> frozenset[str]:
-    """Digests of blobs that nobody has hashed here, beside bytes of ours that may be right.
-
-    The server has put them in the place of what has our name alone now, and may have hashed none.
-    """
-    if evidence.scope is not None:
-        return frozenset()
-    theirs = (each for each in evidence.downloads if each.by_server and not each.discarded)
-    return frozenset(x.digest for x in theirs if x.finished and x.finished.sha256 is None)
+    return frozenset(found - beside)
 
 
 def named(evidence: Evidence) -> frozenset[str]:
