@@ -527,6 +527,7 @@ PLACES: dict[str, str] = {
         "tests/test_unseen.py": ("observe/place.py:_named_store",),
         "tests/transfer/test_push.py": ("commands/mirror.py:push",),
         "tests/transfer/test_mending.py": ("reconcile.py:_Run._fetched",),
+        "tests/transfer/test_pulls.py": ("pull/by_transfer.py:_refused",),
         "`df` of a store whose disk is full, which HERE runs": ("decide/quarantine.py:fetched",),
         "tests/race/test_full_disk.py": ("act/apply.py:by_hand",),
         "tests/test_lookup.py": ("decide/repairing.py:_no_length",),

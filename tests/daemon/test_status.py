@@ -190,4 +190,4 @@ def test_health_is_whether_a_daemon_watches_and_scans(store: HealthyStore) -> No
         assert "no full scan for 1 h" in shown.unhealthy(hour_later)
         daemon.kill()
         done = run(store.path, "status", "--health", "-q")
-        assert (done.returncode, "no daemon watches it" in done.stdout) == (1, True)
+        assert (done.returncode, "no daemon is seen to watch it" in done.stdout) == (1, True)

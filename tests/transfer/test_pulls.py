@@ -177,6 +177,8 @@ def test_a_folder_of_another_user_is_named_with_the_command_that_mends_it(
     end = by_transfer._refused(str(tmp_path), error)
     assert end.text == f"{folder} belongs to user id 12345"
     assert end.step == f"run `chown -R 0:0 {folder}`, then this again"
+    subprocess.run(["sh", "-c", end.step.split("`")[1]], check=True)
+    assert folder.stat().st_uid == 0
 
 
 def test_what_lies_in_the_place_of_a_lock_is_named(

@@ -166,7 +166,7 @@ class Cause(_Row, enum.Enum):
         words=("x509|certificate|remote error: tls",),
     )
     PROXY = _Row(
-        "set the proxy's user and password in HTTPS_PROXY of who downloads",
+        "set the proxy's user and password in https_proxy (or http_proxy) of who pulls",
         hourly=True,
         statuses=(407,),
         words=(

@@ -164,7 +164,7 @@ def unhealthy(host: Host) -> str:
     """Why nothing watches a store as it should; "" where a daemon does."""
     running = state_folder.daemon(host.store)
     if running is None:
-        return "no daemon watches it"
+        return "no daemon is seen to watch it"
     began = datetime.fromisoformat(running.since).timestamp() if running.since else 0.0
     silent = host.clock() - max(remembered(host).looked_at, began)
     if silent > _OVERDUE_SECONDS:
