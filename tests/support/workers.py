@@ -24,7 +24,7 @@ import pytest
 if TYPE_CHECKING:
     import execnet
 
-PER_CORE, AT_LEAST, AT_MOST = 4, 4, 12
+PER_CORE, AT_LEAST, AT_MOST = 3, 4, 12
 _NAMESPACE = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc")
 #: Process 1 of a namespace waits for what others leave behind; a test process does not.
 _INIT = ("sh", "-c", '"$@"; exit $?', "init")
