@@ -252,13 +252,21 @@ def _is_as_it_was(fd: int, blobs: int, entry: Entry) -> bool:
 def _wrong(fd: int, known: Chunks, lost: Ranges, progress: _Progress) -> Ranges:
     """The ranges of a damaged file that are wrong by the sums of its chunks, too much, or lost."""
     size, each = os.fstat(fd).st_size, (chunk for chunk in known if _is_wrong(fd, chunk, progress))
-    found = [*lost, *((chunk.start, chunk.end) for chunk in each)]
+    found = [*lost, *(_wrong_part(chunk, size) for chunk in each)]
     if known and size > known[-1].end:
         found.append((known[-1].end, size))
     joined = ranges.normal(found)
     if len(joined) > _MOST_RANGES:
         joined = (*joined[: _MOST_RANGES - 1], (joined[_MOST_RANGES - 1][0], joined[-1][1]))
     return joined
+
+
+def _wrong_part(chunk: Chunk, size: int) -> tuple[int, int]:
+    """Of a wrong chunk of a file of so many bytes.
+
+    What is there of the one that the file ends in can't be compared: the hash of the whole decides.
+    """
+    return (size if chunk.start < size < chunk.end else chunk.start), chunk.end
 
 
 def _is_wrong(fd: int, chunk: Chunk, progress: _Progress) -> bool:
@@ -297,7 +305,7 @@ def _proved(store: int, action: Action, host: Host) -> Outcome:
             if not _is_wrong(fd, chunk, progress):
                 right = ranges.union(right, piece)
             elif not ranges.difference(piece, action.doubts):
-                wrong = ranges.union(wrong, piece)
+                wrong = ranges.union(wrong, (_wrong_part(chunk, entry.size),))
         if not _is_as_it_was(fd, folder, entry._replace(name=name)):
             return Outcome(action, Result.REFUSED, "it has changed meanwhile")
     if wrong and not right:
