@@ -116,7 +116,8 @@ DAMAGES: dict[str, tuple[Callable[[OneBlob], bytes], Ranges]] = {
     "a byte": (lambda store: store.flipped(3500), ((3000, 4000),)),
     "the first and the last": (lambda x: x.flipped(0, SIZE - 1), ((0, 1000), (10_000, SIZE))),
     "neighbors": (lambda store: store.flipped(3500, 4500), ((3000, 5000),)),
-    "cut": (lambda store: store.content[:8500], ((8000, SIZE),)),
+    # What is there of the chunk in which it ends can't be compared.
+    "cut": (lambda store: store.content[:8500], ((8500, SIZE),)),
     "cut to nothing": (lambda _: b"", ((0, SIZE),)),
     "longer": (lambda store: store.content + b"more", ((SIZE, SIZE + 4),)),
     "longer and a byte": (lambda x: x.flipped(1500) + b"m", ((1000, 2000), (SIZE, SIZE + 1))),
